@@ -1,0 +1,270 @@
+"""Run the notebooks from top to bottom without a browser: ``python -m metasp_lite tour``."""
+
+import argparse
+import base64
+import contextlib
+import os
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import nbformat
+from ipykernel.kernelspec import RESOURCES, get_kernel_dict
+from jupyter_client.kernelspec import KernelSpec
+from jupyter_client.manager import AsyncKernelManager
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
+from nbconvert import HTMLExporter
+from nbformat import NotebookNode
+from tqdm import tqdm
+
+from metasp_lite import settings
+
+NOTEBOOKS_DIR = settings.PROJECT_DIR / "notebooks"
+OUT_DIR = settings.PROJECT_DIR / "build" / "tour"
+LITE_CELL_SECONDS = 600
+
+SELF_CHECK = "self-check passed"
+FIGURE_TAG = "readme-figure"
+IGNORED_TAG = "nbval-ignore-output"
+WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
+
+# Fixed, so that neither the reader's Python version nor the name of their environment shows up in a diff.
+KERNELSPEC = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
+LANGUAGE_INFO = {"file_extension": ".py", "mimetype": "text/x-python", "name": "python", "pygments_lexer": "ipython3"}
+
+# The page loads no script that it does not need: require.js and mermaid serve widgets and diagrams, which it lacks.
+# MathJax stays: it comes from the network, and without one the formulas read as their TeX source.
+PAGE = """{% extends 'lab/index.html.j2' %}
+{% block html_head_js_requirejs %}{% endblock %}
+{% block html_head_js_mermaidjs %}{% endblock %}"""
+
+
+class ThisInterpreter(AsyncKernelManager):
+    """Starts kernels with the running interpreter, whatever the user's own "python3" kernel points to."""
+
+    @property
+    def kernel_spec(self) -> KernelSpec:
+        """The kernel specification of the ipykernel installed beside this package."""
+        return KernelSpec(resource_dir=RESOURCES, **get_kernel_dict())
+
+
+@dataclass(frozen=True)
+class Execution:
+    """One notebook after its run, with outputs up to the cell that failed, if one did."""
+
+    notebook: NotebookNode
+    seconds: float
+    error: str | None
+
+    @property
+    def verdict(self) -> str:
+        """What the tour prints: how many self-checks passed, or what went wrong."""
+        checks = count_self_checks(self.notebook)
+        return self.error or f"{checks} self-check{'s' * (checks != 1)} passed"
+
+
+def find_notebooks(folder: Path, names: Sequence[str] = ()) -> list[Path]:
+    """Return the notebooks below ``folder`` in reading order, or those that ``names`` picks.
+
+    A name is a path, a file name with or without ``.ipynb``, or the number in front of it ("01").
+
+    Raises:
+        ValueError: when there is no such notebook; the message lists those that exist.
+    """
+    found = sorted(
+        (path for path in folder.rglob("*.ipynb") if ".ipynb_checkpoints" not in path.parts),
+        key=lambda path: (len(path.relative_to(folder).parts), path),
+    )
+    if not found:
+        raise ValueError(f"there is no notebook in {folder}")
+    known = {path: path.relative_to(folder).with_suffix("").as_posix() for path in found}
+    picked = set()
+    for name in names:
+        wanted = name.removesuffix(".ipynb")
+        hits = {
+            path
+            for path, stem in known.items()
+            if stem == wanted or stem.startswith(f"{wanted}-") or path.resolve() == Path(name).resolve()
+        }
+        if not hits:
+            raise ValueError(f"there is no notebook {name!r}; there are: {', '.join(known.values())}")
+        picked |= hits
+    return [path for path in found if path in picked or not names]
+
+
+def execute(path: Path, cell_seconds: int | None = LITE_CELL_SECONDS) -> Execution:
+    """Run one notebook in a kernel of its own, started in the notebook's folder, up to the first cell that fails."""
+    notebook = nbformat.read(path, as_version=4)
+    code_cells = [index for index, cell in enumerate(notebook.cells) if cell.cell_type == "code"]
+    for index in code_cells:
+        notebook.cells[index].update(outputs=[], execution_count=None)
+    client = NotebookClient(
+        notebook,
+        kernel_manager_class=ThisInterpreter,
+        timeout=cell_seconds,
+        iopub_timeout=60,
+        coalesce_streams=True,
+        record_timing=False,
+        extra_arguments=["--log-level=CRITICAL"],  # the kernel's own log: what the cells print comes another way
+        resources={"metadata": {"path": str(path.parent)}},
+    )
+    # with a backend of the user's own choice the figures would not appear in the notebook
+    env = {key: value for key, value in os.environ.items() if key != "MPLBACKEND"}
+    start, error = time.monotonic(), None
+    try:
+        with (
+            client.setup_kernel(env=env),
+            tqdm(code_cells, desc=path.stem, unit="cell", leave=False, disable=None) as bar,
+        ):
+            try:
+                for number, index in enumerate(bar, start=1):
+                    client.execute_cell(notebook.cells[index], index, execution_count=number)
+            except KeyboardInterrupt:
+                client.shutdown_kernel = "immediate"  # it is busy: there is nothing to wait for
+                raise
+            except (CellExecutionError, CellTimeoutError, DeadKernelError) as problem:
+                summary = summarise(problem, cell_seconds)
+                error = f"FAILED in code cell {number} of {len(code_cells)}: {summary}"
+                if not isinstance(problem, CellExecutionError):  # else the kernel has sent the traceback itself
+                    record_error(notebook.cells[index], problem, summary)
+    except RuntimeError as problem:
+        error = f"FAILED before its first cell: {first_line(problem)}"
+    seconds = time.monotonic() - start
+    tidy(notebook)
+    if error is None and not count_self_checks(notebook):
+        error = "FAILED: no self-check ran"
+    return Execution(notebook, seconds, error)
+
+
+def summarise(problem: Exception, cell_seconds: int | None) -> str:
+    """Return one line that says what stopped a cell."""
+    match problem:
+        case CellExecutionError():
+            return f"{problem.ename}: {first_line(problem.evalue)}".removesuffix(": ")
+        case CellTimeoutError():
+            return f"it ran for more than {cell_seconds} s"
+        case _:
+            return "its kernel died, most often for want of memory"
+
+
+def first_line(text: object) -> str:
+    """Return the first line of a message that has something on it."""
+    return next((line.strip() for line in str(text).splitlines() if line.strip()), "")
+
+
+def record_error(cell: NotebookNode, problem: Exception, summary: str) -> None:
+    """Write into a cell what its kernel could no longer say, so that the executed copy shows it."""
+    name = type(problem).__name__
+    cell.outputs.append(nbformat.v4.new_output("error", ename=name, evalue=summary, traceback=[f"{name}: {summary}"]))
+
+
+def tidy(notebook: NotebookNode) -> NotebookNode:
+    """Drop in place all that differs from machine to machine or from run to run, and widgets, which need a kernel.
+
+    A widget's view is dead once its kernel has gone: JupyterLab would show "model not found" for it, and a progress
+    bar would stay at 0 %. Where the cell's output is not compared, the whole output goes, else its live half.
+    """
+    notebook.metadata.pop("widgets", None)
+    notebook.metadata.update(kernelspec=KERNELSPEC, language_info=LANGUAGE_INFO)
+    for cell in notebook.cells:
+        cell.metadata.pop("execution", None)
+        if cell.cell_type != "code":
+            continue
+        if IGNORED_TAG in cell.metadata.get("tags", []):
+            cell.outputs = [output for output in cell.outputs if WIDGET_VIEW not in output.get("data", {})]
+        for output in cell.outputs:
+            output.get("data", {}).pop(WIDGET_VIEW, None)
+    return notebook
+
+
+def count_self_checks(notebook: NotebookNode) -> int:
+    """Count the lines in the outputs that report a passed self-check."""
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    texts = [output.get("text") or output.get("data", {}).get("text/plain", "") for output in outputs]
+    return sum(line.startswith(SELF_CHECK) for text in texts for line in text.splitlines())
+
+
+def figures(notebook: NotebookNode) -> list[bytes]:
+    """Return the PNG images that the cells tagged ``readme-figure`` have drawn."""
+    return [
+        base64.b64decode(output.data["image/png"])
+        for cell in notebook.cells
+        if FIGURE_TAG in cell.metadata.get("tags", [])
+        for output in cell.get("outputs", [])
+        if "image/png" in output.get("data", {})
+    ]
+
+
+def to_html(notebook: NotebookNode, title: str) -> str:
+    """Return the notebook as one page with its images inside."""
+    exporter = HTMLExporter(raw_template=PAGE, embed_images=True)
+    page, _ = exporter.from_notebook_node(notebook, {"metadata": {"name": title}})
+    return page
+
+
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Write a file so that whoever looks finds the old content or the new, never half of either."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.part")
+    try:
+        part.write_bytes(content.encode() if isinstance(content, str) else content)
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def to_ipynb(notebook: NotebookNode) -> str:
+    """Return the notebook as the text of its file, with the newline that JupyterLab ends it with."""
+    return nbformat.writes(notebook, version=nbformat.NO_CONVERT) + "\n"
+
+
+def tour(notebooks: Sequence[Path], folder: Path, out: Path, store: bool = False) -> int:
+    """Run the notebooks one after the other, print a line for each, and return how many failed.
+
+    Copies with outputs and HTML pages go to ``out``; with ``store`` the outputs of a notebook that passed also go
+    back into its own file, and its README figures into ``folder/figures``.
+    """
+    cell_seconds = LITE_CELL_SECONDS if settings.profile() == "lite" else None
+    failed = 0
+    for path in notebooks:
+        execution = execute(path, cell_seconds)
+        copy = out / path.relative_to(folder)
+        write_atomically(copy, to_ipynb(execution.notebook))
+        write_atomically(copy.with_suffix(".html"), to_html(execution.notebook, path.stem))
+        failed += execution.error is not None
+        if store and execution.error is None:
+            write_atomically(path, to_ipynb(execution.notebook))
+            for number, png in enumerate(figures(execution.notebook), start=1):
+                write_atomically(folder / "figures" / f"{path.stem}{f'-{number}' * (number > 1)}.png", png)
+        print(f"{path.relative_to(folder).with_suffix('')}  {execution.seconds:.0f} s  {execution.verdict}", flush=True)
+    print(f"{len(notebooks) - failed} of {len(notebooks)} notebooks passed; copies and HTML pages: {out}")
+    return failed
+
+
+@contextlib.contextmanager
+def stop_quietly() -> Iterator[None]:
+    """Turn Ctrl-C into one line and the customary exit status 130; by then the kernel has been stopped."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        print("\nstopped; the notebook that was running has left nothing behind", file=sys.stderr)
+        raise SystemExit(130) from None
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Carry out ``tour`` and return its exit status: 1 if any notebook failed."""
+    notebooks = find_notebooks(NOTEBOOKS_DIR, arguments.notebooks)
+    with stop_quietly():
+        return int(tour(notebooks, NOTEBOOKS_DIR, arguments.out.resolve(), arguments.store) > 0)
+
+
+def add_command(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add the subcommand ``tour``."""
+    parser = subparsers.add_parser("tour", help="run the notebooks without a browser", description=__doc__)
+    parser.add_argument("notebooks", nargs="*", metavar="NOTEBOOK", help="a name, or its number: 01 (default: all)")
+    parser.add_argument("--store", action="store_true", help="also write the outputs back into the notebooks")
+    parser.add_argument("--out", type=Path, default=OUT_DIR, metavar="DIR", help="where copies and HTML pages go")
+    parser.set_defaults(run=run)
