@@ -1,0 +1,79 @@
+# The commands of the course; `make` lists them. Everything is installed in .venv, once.
+PYTHON ?= python3
+STAMP := .venv/.setup-done
+LOG := build/setup.log
+BEGUN := build/setup-begun
+IN_VENV := .venv/bin/python -m
+
+# With a Matplotlib backend of the user's own choice the figures would not appear in the notebooks.
+unexport MPLBACKEND
+
+.DEFAULT_GOAL := help
+.PHONY: help tour lab test lint notebooks setup
+
+help:
+	@echo "make tour       run every notebook without a browser and keep the results as HTML pages"
+	@echo "make lab        open the notebooks in JupyterLab"
+	@echo "make test       unit tests, every notebook against its stored outputs, lint"
+	@echo "make lint       ruff alone: rules and format"
+	@echo "make notebooks  run every notebook and store its outputs in it"
+	@echo "All of them set up .venv first; PYTHON=... picks the interpreter for that (3.11 or newer)."
+
+tour: $(STAMP)
+	@$(IN_VENV) metasp_lite tour
+
+lab: $(STAMP)
+	@$(IN_VENV) jupyterlab notebooks
+
+notebooks: $(STAMP)
+	@METASP_PROFILE=lite $(IN_VENV) metasp_lite tour --store
+
+lint: $(STAMP)
+	@$(IN_VENV) ruff check . && $(IN_VENV) ruff format --check .
+
+# Every stage runs, whatever the one before it said; the last line names those that failed.
+# The stored outputs are the lite profile's.
+test: $(STAMP)
+	@failed=; \
+	stage() { name=$$1; shift; echo "== $$name"; "$$@" || failed="$$failed, $$name"; }; \
+	stage "unit and property tests" $(IN_VENV) pytest; \
+	stage "notebooks" env METASP_PROFILE=lite $(IN_VENV) pytest \
+		--nbval --nbval-current-env --nbval-cell-timeout 300 notebooks; \
+	stage "lint: rules" $(IN_VENV) ruff check .; \
+	stage "lint: format" $(IN_VENV) ruff format --check .; \
+	if [ -n "$$failed" ]; then echo "FAILED: $${failed#, }" >&2; exit 1; fi; \
+	echo "all stages passed"
+
+setup: $(STAMP)
+
+# The stamp is written last and says where the checkout lay: an interrupted set-up, a new pyproject.toml or a moved
+# folder (the package is installed in place) sets up again. A .venv that a set-up left unfinished is made anew.
+ifneq "$(shell test -x .venv/bin/python && cat $(STAMP) 2>/dev/null)" "$(CURDIR)"
+.PHONY: $(STAMP)
+endif
+
+$(STAMP): pyproject.toml
+	@fail() { echo "metasp_lite: $$1" >&2; exit 1; }; \
+	command -v "$(PYTHON)" >/dev/null 2>&1 || \
+		fail "there is no $(PYTHON) here: install Python 3.11 or newer, or name one with PYTHON=/path/to/python3"; \
+	version=$$("$(PYTHON)" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null); \
+	case "$$version" in \
+		3.1[1-9] | 3.[2-9][0-9]) ;; \
+		*) fail "$(PYTHON) is not Python 3.11 or newer: install one, or name one with PYTHON=/path/to/python3" ;; \
+	esac; \
+	"$(PYTHON)" -c 'import venv, ensurepip' 2>/dev/null || \
+		fail "$(PYTHON) lacks the venv module: install it (on Debian and Ubuntu: apt install python3-venv)"; \
+	echo "setting up .venv (a few minutes, once) ..."; \
+	mkdir -p build && rm -f $(STAMP) || fail "cannot write in $(CURDIR): check its permissions"; \
+	again=; if [ -e $(BEGUN) ]; then again=--clear; fi; \
+	touch $(BEGUN); \
+	"$(PYTHON)" -m venv $$again .venv >$(LOG) 2>&1 || fail "cannot make .venv: see $(LOG)"; \
+	if ! $(IN_VENV) pip install -e ".[test]" >>$(LOG) 2>&1; then \
+		if grep -qiE 'NewConnectionError|ConnectTimeout|ReadTimeout|ProxyError|SSLError|Connection(Reset|Refused)|name resolution|unreachable|from versions: none' $(LOG); then \
+			fail "cannot download the packages: check the network, then run the same command again (details: $(LOG))"; \
+		elif grep -q 'No space left on device' $(LOG); then \
+			fail "the disk is full: the packages need about 7 GB (details: $(LOG))"; \
+		fi; \
+		fail "cannot install the packages: see $(LOG)"; \
+	fi; \
+	echo "$(CURDIR)" >$(STAMP) && rm -f $(BEGUN)
