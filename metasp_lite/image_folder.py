@@ -1,0 +1,276 @@
+"""Images kept as a tree of class folders: list them, decode them, and keep the decoded pixels in a cache."""
+
+import contextlib
+import hashlib
+import os
+import re
+import time
+import uuid
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from metasp_lite import settings
+
+SPLITS = ("train", "test")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+LAYOUT = "{train,test}/<class>/*.{png,jpg,jpeg,webp}"
+
+# (C, H, W); None stands for "any"
+Shape = tuple[int | None, int | None, int | None]
+
+_FORMATS = ("PNG", "JPEG", "WEBP")
+_MODE_OF_CHANNELS = {1: "L", 3: "RGB"}
+_CHUNK_BYTES = 32 * 2**20
+_FILES_PER_JOB = 64
+_ABANDONED_AFTER = 3600  # seconds without a write after which a temporary file belongs to no living process
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The image files of one split in the order of torchvision's ``ImageFolder``: by class name, then by file name.
+
+    ``files`` are relative to ``folder`` (``cat/0001.png``); ``labels`` are positions in ``classes``.
+    """
+
+    folder: Path
+    classes: tuple[str, ...]
+    files: tuple[str, ...]
+    labels: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """What every file must be and what it becomes.
+
+    ``shape`` is the (C, H, W) of the files themselves; where it says any, the first file decides (the size may vary
+    when ``size`` is given). ``size`` resizes to size × size. ``to_rgb`` turns grey, palette and CMYK files into RGB.
+    """
+
+    shape: Shape = (None, None, None)
+    size: int | None = None
+    to_rgb: bool = False
+
+
+def list_images(root: Path, split: str) -> Listing:
+    """List the images of ``root/split``; hidden files and folders (``.name``) are left out.
+
+    Raises:
+        FileNotFoundError: when the tree lacks ``train`` or ``test``.
+        ValueError: for a file that is no image, a folder inside a class, an empty class, or classes that differ between
+            train and test; the message names it and says what to remove or add.
+    """
+    classes, others = (_class_names(root / name) for name in (split, *(s for s in SPLITS if s != split)))
+    if odd := sorted(set(classes) ^ set(others)):
+        raise ValueError(f"{root}: class {odd[0]!r} is in only one of train and test; add or remove its folder")
+    files, labels = [], []
+    for label, name in enumerate(classes):
+        names = _image_names(root / split / name)
+        files += [f"{name}/{file}" for file in names]
+        labels += [label] * len(names)
+    return Listing(root / split, classes, tuple(files), tuple(labels))
+
+
+def _visible(folder: Path) -> list[os.DirEntry]:
+    try:
+        with os.scandir(folder) as entries:
+            return sorted((entry for entry in entries if not entry.name.startswith(".")), key=lambda entry: entry.name)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise FileNotFoundError(f"no folder {folder}; an image-folder tree is {LAYOUT}") from error
+
+
+def _class_names(folder: Path) -> tuple[str, ...]:
+    entries = _visible(folder)
+    for entry in entries:
+        if not entry.is_dir():
+            raise ValueError(f"{entry.path} is a file where a class folder is expected; move it out of {folder}")
+    if not entries:
+        raise ValueError(f"{folder} holds no class folder; an image-folder tree is {LAYOUT}")
+    return tuple(entry.name for entry in entries)
+
+
+def _image_names(folder: Path) -> list[str]:
+    entries = _visible(folder)
+    for entry in entries:
+        if not (entry.name.lower().endswith(SUFFIXES) and entry.is_file()):
+            raise ValueError(f"{entry.path} is not a {', '.join(SUFFIXES)} file; move it out of the class folder")
+    if not entries:
+        raise ValueError(f"class folder {folder} holds no image; add images or remove it from train and test")
+    return [entry.name for entry in entries]
+
+
+def peek(listing: Listing) -> Shape:
+    """Return the (C, H, W) that the first image's header declares; its pixels are not decoded.
+
+    Raises:
+        ValueError: when the header cannot be read; the message names the file.
+    """
+    with _opened(listing.folder / listing.files[0]) as image:
+        return len(image.getbands()), image.height, image.width
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
+    # Pillow reports damage with OSError, SyntaxError, ValueError, EOFError, ...: any of them means the file
+    try:
+        with Image.open(path, formats=_FORMATS) as image:
+            yield image
+    except Exception as error:
+        raise ValueError(f"{path} cannot be decoded ({error}); replace the file or remove it") from error
+
+
+def decode(path: Path, decoding: Decoding) -> np.ndarray:
+    """Return the pixels of one file, (C, H, W) uint8, C = 1 or 3.
+
+    Raises:
+        ValueError: for a truncated or undecodable file, or one whose mode or size is not what ``decoding`` says; the
+            message names the file and the way out.
+    """
+    with _opened(path) as image:
+        image.load()  # all pixels: a truncated file fails here
+        image = image.convert("RGB") if decoding.to_rgb else image
+    _check_shape(path, image, decoding)
+    if decoding.size is not None:
+        image = resized(image, decoding.size)
+    pixels = np.asarray(image)
+    return np.ascontiguousarray(pixels.reshape(*pixels.shape[:2], -1).transpose(2, 0, 1))
+
+
+def resized(image: Image.Image, size: int) -> Image.Image:
+    """Return ``image`` at size × size, averaged over the source pixels (bilinear with antialiasing)."""
+    return image.resize((size, size), Image.Resampling.BILINEAR)
+
+
+def _check_shape(path: Path, image: Image.Image, decoding: Decoding) -> None:
+    channels, height, width = decoding.shape
+    modes = tuple(_MODE_OF_CHANNELS.values()) if channels is None else (_MODE_OF_CHANNELS[channels],)
+    if image.mode not in modes:
+        wanted = " or ".join(modes)
+        raise ValueError(f"{path} has mode {image.mode}, expected {wanted}; convert the file to {wanted} or remove it")
+    if (height or image.height, width or image.width) != (image.height, image.width):
+        hint = "" if decoding.size else ", or load with size=N, which resizes where the set allows any size"
+        found, expected = f"{image.height}×{image.width}", f"{height}×{width}"
+        raise ValueError(f"{path} is {found} pixels, expected {expected}; replace or remove the file{hint}")
+
+
+def cache_dir() -> Path:
+    """Return the folder of the caches: the project's own, so that ``METASP_DATA`` may be read-only. Safe to delete."""
+    return settings.PROJECT_DATA_DIR / "cache"
+
+
+def read(root: Path, listing: Listing, decoding: Decoding) -> np.ndarray:
+    """Return the images of ``listing``, (N, C, H, W) uint8, memory-mapped from the cache; writing to them is private.
+
+    The first call decodes all files and writes the cache; a change of any file's name, size or time builds it anew.
+
+    Raises:
+        ValueError: as ``decode``.
+        OSError: when the cache cannot be written, with the space it needs.
+    """
+    kind = _cache_kind(root, listing, decoding)
+    path = cache_dir() / f"{kind}-{_fingerprint(listing)}.npy"
+    if (images := _open_cache(path, listing, decoding)) is not None:
+        return images
+    _build_cache(path, listing, decoding)
+    _remove_stale(kind, keep=path)
+    if (images := _open_cache(path, listing, decoding)) is None:
+        raise OSError(f"the cache {path} was changed by another process while it was being built; load again")
+    return images
+
+
+def _cache_kind(root: Path, listing: Listing, decoding: Decoding) -> str:
+    key = hashlib.sha256(os.fsencode(root.resolve()) + repr(decoding).encode()).hexdigest()[:12]
+    name = re.sub(r"[^A-Za-z0-9.]", "_", root.resolve().name)[:40]
+    return f"{name}-{listing.folder.name}-{decoding.size or 'native'}-{key}"
+
+
+def _fingerprint(listing: Listing) -> str:
+    digest = hashlib.sha256()
+    for file in listing.files:
+        status = os.stat(f"{listing.folder}/{file}")
+        digest.update(os.fsencode(file) + f"\0{status.st_size}\0{status.st_mtime_ns}\0".encode())
+    return digest.hexdigest()[:16]
+
+
+def _open_cache(path: Path, listing: Listing, decoding: Decoding) -> np.ndarray | None:
+    """Return the memory-mapped cache, or None where there is none or it is damaged in whatever way."""
+    try:
+        images = np.load(path, mmap_mode="c", allow_pickle=False)
+        complete = path.stat().st_size == images.offset + images.nbytes
+    except Exception:
+        return None
+    if not complete or images.dtype != np.uint8 or images.ndim != 4 or len(images) != len(listing.files):
+        return None
+    expected = (decoding.shape[0], decoding.size, decoding.size) if decoding.size else decoding.shape
+    fits = all(want in (None, have) for want, have in zip(expected, images.shape[1:], strict=True))
+    return images if fits and images.shape[1] in _MODE_OF_CHANNELS and images.flags.c_contiguous else None
+
+
+def _build_cache(path: Path, listing: Listing, decoding: Decoding) -> None:
+    """Write the cache under a temporary name of its own, then rename it: no reader ever meets half a file."""
+    decoding, first = _settled_by_first(listing, decoding)
+    height_width = (decoding.size, decoding.size) if decoding.size else first.shape[1:]
+    shape = (len(listing.files), len(first), *height_width)
+    temporary = path.with_name(f"{path.stem}.{uuid.uuid4().hex}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, "xb") as file:
+            np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
+            for images in _decoded(listing, decoding, first):
+                file.write(images)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        need = f"{np.prod(shape) / 2**20:,.0f} MiB"
+        reason = error.strerror or error
+        raise OSError(f"cannot write the cache {path} ({reason}); it needs {need}: free space or permit it") from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def _settled_by_first(listing: Listing, decoding: Decoding) -> tuple[Decoding, np.ndarray]:
+    """Return the decoding with the first file's shape in place of what it left open, and that file's pixels."""
+    path = listing.folder / listing.files[0]
+    native = decode(path, Decoding(decoding.shape, to_rgb=decoding.to_rgb))
+    shape = native.shape if decoding.size is None else (native.shape[0], *decoding.shape[1:])
+    return Decoding(shape, decoding.size, decoding.to_rgb), native
+
+
+def _decoded(listing: Listing, decoding: Decoding, first: np.ndarray) -> Iterator[np.ndarray]:
+    """Yield the images in order, stacked, a bounded number at a time so that memory stays flat."""
+
+    def job(files: tuple[str, ...]) -> np.ndarray:
+        return np.stack([decode(listing.folder / file, decoding) for file in files])
+
+    # Decoding a small image is mostly Python, one thread at a time: two overlap it with the disk, more only get slower
+    workers = min(2 if first.nbytes < 2**15 else 8, _usable_cpus())
+    per_job = max(1, min(_FILES_PER_JOB, _CHUNK_BYTES // (first.nbytes * workers)))
+    jobs = [listing.files[i : i + per_job] for i in range(0, len(listing.files), per_job)]
+    with (
+        ThreadPoolExecutor(workers) as pool,
+        tqdm(total=len(listing.files), desc=f"decoding {listing.folder.name}", disable=None, leave=False) as bar,
+    ):
+        for i in range(0, len(jobs), workers):
+            for images in pool.map(job, jobs[i : i + workers]):
+                yield images
+                bar.update(len(images))
+
+
+def _usable_cpus() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _remove_stale(kind: str, *, keep: Path) -> None:
+    """Remove the caches of earlier states of the same split, and temporary files that no process writes any more."""
+    for path in keep.parent.iterdir():
+        with contextlib.suppress(OSError):  # another process may have removed it
+            abandoned = path.suffix == ".tmp" and time.time() - path.stat().st_mtime > _ABANDONED_AFTER
+            if path.name.startswith(f"{kind}-") and path != keep and (path.suffix == ".npy" or abandoned):
+                path.unlink()
