@@ -1,0 +1,119 @@
+"""What the project says about itself in several files holds together, and is true of what is installed."""
+
+import ast
+import importlib.metadata
+import os
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+from packaging.utils import canonicalize_name
+
+import metasp_lite
+from metasp_lite import settings
+
+ROOT = settings.PROJECT_DIR
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+RUNTIME = [Requirement(text) for text in PROJECT["dependencies"]]
+TEST = [Requirement(text) for text in PROJECT["optional-dependencies"]["test"]]
+CONDA = yaml.safe_load((ROOT / "environment.yml").read_text())
+CONDA_PYTHON, CONDA_PIP, CONDA_PIP_LIST = CONDA["dependencies"]
+
+
+def ranges(requirements: list[Requirement]) -> dict[str, SpecifierSet]:
+    """Version ranges by package name, spelt in one way."""
+    return {canonicalize_name(requirement.name): requirement.specifier for requirement in requirements}
+
+
+def third_party_imports(files: list[Path]) -> set[str]:
+    """Every top-level module the files import, less the standard library, this package and the tests themselves."""
+    names = set()
+    for file in files:
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Import):
+                names |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.level == 0:
+                names.add(node.module)
+    own = {"metasp_lite", *(file.stem for file in (ROOT / "tests").glob("*.py"))}
+    return {name.partition(".")[0] for name in names} - set(sys.stdlib_module_names) - own
+
+
+def undeclared(files: list[Path], requirements: list[Requirement]) -> set[str]:
+    """Modules the files import that come from no declared package."""
+    packages, declared = importlib.metadata.packages_distributions(), set(ranges(requirements))
+    return {
+        module
+        for module in third_party_imports(files)
+        if not {canonicalize_name(name) for name in packages.get(module, [])} & declared
+    }
+
+
+def test_conda_environment_asks_for_what_pyproject_asks_for():
+    """Conda's channels are not reached here, so the file is not solved but held against pyproject."""
+    pip_list = CONDA_PIP_LIST["pip"]
+    assert pip_list[-1] == "-e ."
+    assert ranges([Requirement(text) for text in pip_list[:-1]]) == ranges(RUNTIME + TEST)
+    assert len(pip_list) == len(RUNTIME) + len(TEST) + 1
+    assert (CONDA["name"], CONDA["channels"], CONDA_PIP) == (PROJECT["name"], ["conda-forge"], "pip")
+
+
+def test_conda_environment_asks_for_the_python_that_pyproject_requires():
+    assert Requirement(CONDA_PYTHON).name == "python"
+    assert Requirement(CONDA_PYTHON).specifier == SpecifierSet(PROJECT["requires-python"])
+
+
+@pytest.mark.parametrize("requirement", RUNTIME + TEST, ids=lambda requirement: requirement.name)
+def test_installed_version_is_in_the_declared_range(requirement):
+    assert requirement.specifier.contains(importlib.metadata.version(requirement.name), prereleases=True)
+
+
+def test_this_python_is_one_that_is_required():
+    assert SpecifierSet(PROJECT["requires-python"]).contains(".".join(map(str, sys.version_info[:3])))
+
+
+def test_makefile_refuses_the_pythons_that_pyproject_refuses():
+    """The Makefile's own list of versions begins where ``requires-python`` begins."""
+    assert PROJECT["requires-python"] == ">=3.11"
+    assert "3.1[1-9] | 3.[2-9][0-9]) ;;" in (ROOT / "Makefile").read_text()
+
+
+def test_every_module_the_package_imports_is_declared():
+    assert undeclared(sorted((ROOT / "metasp_lite").rglob("*.py")), RUNTIME) == set()
+
+
+def test_every_module_the_tests_import_is_declared():
+    files = [*(ROOT / "tests").rglob("*.py"), ROOT / "notebooks" / "conftest.py"]
+    assert undeclared(files, RUNTIME + TEST) == set()
+
+
+def test_an_undeclared_import_is_noticed(tmp_path):
+    """Also inside a function, and with the module's name unlike its package's (PIL comes from pillow)."""
+    file = tmp_path / "module.py"
+    file.write_text(
+        "import os\nfrom PIL import Image\ndef f():\n    from yaml import safe_load\n    import nowhere.at_all\n"
+    )
+    assert undeclared([file], RUNTIME) == {"yaml", "nowhere"}
+
+
+def test_every_folder_of_code_is_packaged():
+    """The list in pyproject is by hand: a new subpackage that it lacks would be missing from an installed copy."""
+    packaged = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    folders = {file.parent.relative_to(ROOT) for file in (ROOT / "metasp_lite").rglob("*.py")}
+    assert {".".join(folder.parts) for folder in folders} == set(packaged)
+
+
+def test_version_is_the_same_everywhere():
+    assert PROJECT["version"] == metasp_lite.__version__ == importlib.metadata.version("metasp_lite")
+
+
+def test_readme_names_both_commands_and_ci_runs_the_second():
+    readme = [line.strip() for line in (ROOT / "README.md").read_text().splitlines()]
+    assert any(line.startswith("make tour") for line in readme)
+    assert any(line.startswith("make test") for line in readme)
+    ci = ROOT / ".ci" / "run"
+    assert ci.read_text().splitlines()[-1] == "make test"
+    assert os.access(ci, os.X_OK)
