@@ -200,7 +200,7 @@ def _fingerprint(listing: Listing) -> str:
 def _open_cache(path: Path, listing: Listing, decoding: Decoding) -> np.ndarray | None:
     """Return the memory-mapped cache, or None where there is none or it is damaged in whatever way."""
     try:
-        images = np.load(path, mmap_mode="c", allow_pickle=False)
+        images = np.lib.format.open_memmap(path, mode="c")  # .npy only: no zip, no pickle
         complete = path.stat().st_size == images.offset + images.nbytes
     except Exception:
         return None
