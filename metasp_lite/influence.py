@@ -1,0 +1,127 @@
+"""Influence of training examples on a validation loss, FORMULAS §1–2, and the truth it predicts.
+
+Sign everywhere: influence is d(validation loss)/d(example weight).  **Negative helps**: training more on the example
+lowers the validation loss.  (The MetaSP paper's prose calls such an example "positive".)
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.func import grad, vmap
+
+from metasp_lite.functional import (
+    Curvature,
+    Objective,
+    check_finite,
+    gradient,
+    loss_directional_derivatives,
+)
+from metasp_lite.solvers import Exact, Solver
+
+ScalarLoss = Callable[[Tensor], Tensor]  # θ (P,) -> ()
+
+
+def influence(losses: Callable[..., Tensor], validation: ScalarLoss, curvature: Curvature, solver: Solver) -> Tensor:
+    """Influence of each example on the validation loss, I(V, B) = −∇L H⁻¹ ∇ℓ(V); returns (B,).
+
+    ``losses`` are those of the examples to score (the training examples, or a batch of them), ``curvature`` is taken
+    at the optimum of the training objective.  One solve for all examples, then one forward-mode pass.
+    Leaving example i out of the n that were trained on changes the validation loss by −I_i/n, to first order.
+    """
+    solution = solver(curvature, gradient(validation, curvature.theta))
+    return -check_finite(loss_directional_derivatives(losses, curvature.theta, solution), "an influence")
+
+
+def pseudo_update_influence(
+    objective: Objective, validation: ScalarLoss, theta: Tensor, *, step: float, steps: int = 1
+) -> Tensor:
+    """MetaSP's influence: differentiate ℓ(V, θ_K) after K pseudo-update steps with respect to the weights E; (n,).
+
+    θ_{k+1} = θ_k − a ∇(J + EᵀL/n)(θ_k); at E = 0 the derivative is −(a/n) Σ_k ∇L(θ_k) u_k with u_{K−1} = ∇ℓ(V, θ_K)
+    and u_{k−1} = (I − aH(θ_k)) u_k (derived; FORMULAS §2).  The result is n times that, so that it has the scale of
+    ``influence``, where an example's weight is not divided by n.  Exact at any θ ``(P,)``, stationary or not.  At a
+    stationary point it equals the Neumann series of ``steps`` terms.  Keeps K·P numbers.
+
+    Raises:
+        ValueError: for a step that is not positive, or fewer than one step.
+        FloatingPointError: when a pseudo-update leaves the finite numbers; lower the step.
+    """
+    if not step > 0 or steps < 1:
+        raise ValueError(f"step={step}, steps={steps}: the step must be positive and there must be at least one")
+    path = [theta.detach()]
+    for _ in range(steps):
+        path.append(check_finite(path[-1] - step * gradient(objective, path[-1]), "a pseudo-update"))
+    adjoint = gradient(validation, path.pop())
+    total = torch.zeros(len(objective.losses), dtype=theta.dtype, device=theta.device)
+    for point in reversed(path):
+        directional, product = _jacobian_and_hessian_product(objective, point, adjoint)
+        total -= step * directional
+        adjoint = adjoint - step * product
+    return check_finite(total, "an influence")
+
+
+def _jacobian_and_hessian_product(objective: Objective, theta: Tensor, vector: Tensor) -> tuple[Tensor, Tensor]:
+    """∇L(θ)u ``(n,)`` and H(θ)u ``(P,)`` together, from one gradient graph.
+
+    With weights w on the losses, g(θ, w) = ∇_θ (wᵀL)/n + λθ: differentiating gᵀu with respect to θ gives Hu, with
+    respect to w gives ∇L u/n, and both share the backward pass.
+    """
+    leaf = theta.detach().clone().requires_grad_()
+    losses = objective.losses(leaf)
+    weights = torch.ones_like(losses, requires_grad=True)
+    (gradient_,) = torch.autograd.grad(losses.dot(weights) / len(losses), leaf, create_graph=True)
+    product, directional = torch.autograd.grad(gradient_, (leaf, weights), vector)
+    return len(losses) * directional.detach(), product + objective.l2 * vector
+
+
+def leave_one_out(
+    curvature: Curvature,
+    validation: ScalarLoss,
+    examples: Tensor,
+    *,
+    fraction: float = 1.0,
+    tolerance: float = 1e-9,
+    max_iterations: int = 200,
+) -> Tensor:
+    """True change of the validation loss when each of ``examples (K,)`` alone is left out of training; (K,).
+
+    Retrains from the optimum θ̂ to the optimum of J(θ) − f ℓ(x_i, θ)/n, all K at once, by Newton steps with the Hessian
+    of the full objective as a fixed metric: H⁻¹∇²J₋ᵢ is the identity but for one example, so they contract wherever
+    ∇²J₋ᵢ is positive definite.  The result does not depend on that metric, only on the gradient being zero.
+    ``fraction`` f takes away only a part of the example's weight 1/n; influence predicts −f I_i/n.
+
+    Raises:
+        ValueError: when ``curvature`` is damped, since retraining is not, when an example does not exist, or when
+            ``fraction`` is not above 0 and at most 1.
+        NegativeCurvatureError: when H is not positive definite at θ̂.
+        RuntimeError: when θ̂ is no optimum, or when retraining does not reach ‖∇J₋ᵢ‖ ≤ ``tolerance``.
+    """
+    objective, n = curvature.objective, len(curvature.objective.losses)
+    if curvature.damping:
+        raise ValueError(f"damping={curvature.damping}: give the undamped curvature, retraining knows no damping")
+    if len(examples) == 0 or int(examples.min()) < 0 or int(examples.max()) >= n:
+        raise ValueError(f"examples must be at least one index between 0 and {n - 1}, got {examples.tolist()}")
+    if not 0 < fraction <= 1:
+        raise ValueError(f"fraction={fraction} must lie above 0 and be at most 1")
+    if curvature.gradient.norm() > tolerance:
+        raise RuntimeError(
+            f"the gradient norm {curvature.gradient.norm().item():.2g} is above {tolerance:.2g}: "
+            "train to an optimum first (metasp_lite.optimum.minimise)"
+        )
+
+    def without(theta: Tensor, example: Tensor) -> Tensor:
+        return objective(theta) - fraction * objective.losses(theta, example.unsqueeze(0)).squeeze(0) / n
+
+    retrained = curvature.theta.repeat(len(examples), 1)  # (K, P)
+    for _ in range(max_iterations):
+        gradients = vmap(grad(without), chunk_size=64)(retrained, examples)
+        open_ = check_finite(gradients.norm(dim=1), "a gradient norm while retraining") > tolerance
+        if not open_.any():
+            before = validation(curvature.theta)
+            return vmap(validation, chunk_size=64)(retrained) - before
+        retrained = retrained - Exact()(curvature, gradients.T).T
+    raise RuntimeError(
+        f"retraining without example {int(examples[open_][0])} stopped at gradient norm "
+        f"{gradients.norm(dim=1).max().item():.2g}; raise the l2 regularisation or max_iterations"
+    )

@@ -1,0 +1,90 @@
+"""How well one vector of influences agrees with another."""
+
+from dataclasses import dataclass
+
+import scipy.stats
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class SignConfusion:
+    """Signs of approximate against true influences.  "Positive" means I > 0: the example raises the validation loss."""
+
+    true_positive: int
+    true_negative: int
+    false_positive: int
+    false_negative: int
+
+    @property
+    def total(self) -> int:
+        """Return the number of examples."""
+        return self.true_positive + self.true_negative + self.false_positive + self.false_negative
+
+    @property
+    def agreement(self) -> int:
+        """Return the number of examples whose sign is right."""
+        return self.true_positive + self.true_negative
+
+    @property
+    def baseline(self) -> int:
+        """Return the agreement of the best constant guess, which looks at nothing."""
+        positives = self.true_positive + self.false_negative
+        return max(positives, self.total - positives)
+
+    @property
+    def balanced_accuracy(self) -> float:
+        """Mean of the share of positives found and the share of negatives found, 0 to 1; a constant guess has 1/2.
+
+        Raises:
+            ValueError: when all true signs are the same, where one of the two shares does not exist.
+        """
+        positives = self.true_positive + self.false_negative
+        negatives = self.true_negative + self.false_positive
+        if positives == 0 or negatives == 0:
+            raise ValueError(f"{positives} positives and {negatives} negatives: balanced accuracy needs both kinds")
+        return (self.true_positive / positives + self.true_negative / negatives) / 2
+
+
+def sign_confusion(true: Tensor, approximate: Tensor) -> SignConfusion:
+    """Compare the signs of two influence vectors ``(n,)``; an influence of exactly 0 counts as not positive.
+
+    Raises:
+        ValueError: when the shapes differ, when there is nothing to compare, or when a number is NaN or infinite.
+    """
+    _check_pair(true, approximate)
+    t, a = true > 0, approximate > 0
+    return SignConfusion(
+        true_positive=int((t & a).sum()),
+        true_negative=int((~t & ~a).sum()),
+        false_positive=int((~t & a).sum()),
+        false_negative=int((t & ~a).sum()),
+    )
+
+
+def pearson(true: Tensor, approximate: Tensor) -> float:
+    """Pearson's correlation r, −1 to 1, of two vectors ``(n,)``.
+
+    Raises:
+        ValueError: as ``sign_confusion``, and when a vector is constant, where r does not exist.
+    """
+    return _correlation(scipy.stats.pearsonr, true, approximate)
+
+
+def spearman(true: Tensor, approximate: Tensor) -> float:
+    """Spearman's rank correlation, −1 to 1, of two vectors ``(n,)``; raises as ``pearson``."""
+    return _correlation(scipy.stats.spearmanr, true, approximate)
+
+
+def _correlation(function, true: Tensor, approximate: Tensor) -> float:
+    _check_pair(true, approximate)
+    for name, vector in (("true", true), ("approximate", approximate)):
+        if bool((vector == vector[0]).all()):
+            raise ValueError(f"the {name} values are all {vector[0].item()}: a correlation does not exist")
+    return float(function(true.cpu().numpy(), approximate.cpu().numpy()).statistic)
+
+
+def _check_pair(true: Tensor, approximate: Tensor) -> None:
+    if true.shape != approximate.shape or true.dim() != 1 or len(true) == 0:
+        raise ValueError(f"shapes {tuple(true.shape)} and {tuple(approximate.shape)}: give two vectors of one length")
+    if not (true.isfinite().all() and approximate.isfinite().all()):
+        raise ValueError("an influence is NaN or infinite; look at how it was computed before comparing it")

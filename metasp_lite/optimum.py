@@ -1,0 +1,68 @@
+"""Training to a true optimum: influence is defined at a stationary point, so the course has to reach one."""
+
+import torch
+from torch import Tensor
+
+from metasp_lite.functional import Curvature, Objective, check_finite, gradient
+from metasp_lite.solvers import ConjugateGradient
+
+
+def minimise(
+    objective: Objective,
+    theta: Tensor,
+    *,
+    tolerance: float = 1e-10,
+    lbfgs_steps: int = 400,
+    newton_steps: int = 20,
+    newton_products: int = 1000,
+) -> Tensor:
+    """Minimise J from θ ``(P,)`` until ‖∇J‖ ≤ ``tolerance``; returns the optimum ``(P,)``.
+
+    torch's L-BFGS (strong Wolfe line search, history 60) finds the basin, then Newton steps with conjugate gradients
+    finish: near the optimum L-BFGS cannot see progress in J any more, which is quadratic in what is left, but Newton
+    still sees it in ∇J.
+
+    Raises:
+        NegativeCurvatureError: when L-BFGS left off where J is not convex.
+        RuntimeError: when ‖∇J‖ stays above ``tolerance``; names what was reached.
+        FloatingPointError: when J or its gradient is NaN or infinite.
+    """
+    theta = _lbfgs(objective, theta, lbfgs_steps)
+    for _ in range(newton_steps):
+        curvature = Curvature(objective, theta)
+        if curvature.gradient.norm() <= tolerance:
+            return theta
+        # Solving far below the gradient's own size would be wasted: Newton squares the error each step anyway.
+        solver = ConjugateGradient(
+            newton_products, tolerance=max(1e-6, 0.1 * tolerance / curvature.gradient.norm().item())
+        )
+        theta = theta - solver(curvature, curvature.gradient)
+    reached = gradient(objective, theta).norm().item()
+    if reached <= tolerance:
+        return theta
+    raise RuntimeError(
+        f"training stopped at gradient norm {reached:.2g}, above {tolerance:.2g}; "
+        "allow more lbfgs_steps, raise the l2 regularisation, or use float64"
+    )
+
+
+def _lbfgs(objective: Objective, theta: Tensor, steps: int) -> Tensor:
+    leaf = theta.detach().clone().requires_grad_()
+    optimiser = torch.optim.LBFGS(
+        [leaf],
+        max_iter=steps,
+        history_size=60,
+        tolerance_grad=1e-5,
+        tolerance_change=0.0,
+        line_search_fn="strong_wolfe",
+    )
+
+    def closure() -> Tensor:
+        optimiser.zero_grad()
+        value = check_finite(objective(leaf), "the training objective")
+        value.backward()
+        return value
+
+    if steps:
+        optimiser.step(closure)
+    return check_finite(leaf.detach(), "the trained parameters")
