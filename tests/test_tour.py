@@ -193,11 +193,17 @@ def test_page_asks_the_network_for_nothing_but_its_formulas(course):
     assert ["mathjax" in source for source in sources] == [True]
 
 
-def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path):
+def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path, monkeypatch):
+    """The disk gives out just before the new content would take the old one's place."""
+
+    def fail(*_):
+        raise OSError("no space left")
+
     path = tmp_path / "kept.txt"
     tour.write_atomically(path, "old")
-    with pytest.raises(UnicodeEncodeError):
-        tour.write_atomically(path, "half \ud800")
+    monkeypatch.setattr(Path, "replace", fail)
+    with pytest.raises(OSError, match="no space left"):
+        tour.write_atomically(path, "new")
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
 
