@@ -28,7 +28,7 @@ def profile() -> Profile:
 
 
 def data_dir() -> Path:
-    """Return the folder that holds the user's data sets: ``METASP_DATA``, or the project's ``data/`` where that is unset.
+    """Return the folder of the user's data sets: ``METASP_DATA``, or the project's ``data/`` where that is unset.
 
     Raises:
         FileNotFoundError: when ``METASP_DATA`` names a folder that does not exist.

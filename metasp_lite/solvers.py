@@ -64,7 +64,7 @@ class Identity:
 
 @dataclass(frozen=True)
 class OuterProduct:
-    """H replaced by the damped empirical Fisher matrix, ((1/n) Σ g_i g_iᵀ + (λ + δ)I)⁻¹v, g_i = ∇ℓ(x_i) (Larsen et al.).
+    """H replaced by the damped empirical Fisher matrix, ((1/n) Σ g_i g_iᵀ + (λ + δ)I)⁻¹v with g_i = ∇ℓ(x_i) (Larsen).
 
     By Woodbury's identity with the n×n Gram matrix of the per-example gradients.  Larsen's single outer product has
     rank one; this damped per-example form is our reading of it.  Costs n per-example gradients, no product.
@@ -102,7 +102,8 @@ class Neumann(_Iterative):
 
     def iterates(self, curvature: Curvature, vector: Tensor) -> Iterator[Tensor]:
         """Yield the sum after each term ``(P,)``."""
-        step = _safe_step("neumann", self.step, _at_least_one("terms", self.terms) and curvature)
+        _at_least_one("terms", self.terms)
+        step = _safe_step("neumann", self.step, curvature)
         term = check_finite(vector, "the right-hand side")
         total = step * term
         yield total
@@ -156,8 +157,8 @@ class ConjugateGradient(_Iterative):
             direction = residual + (square / previous) * direction
         if self.tolerance is not None:
             raise RuntimeError(
-                f"conjugate gradients reached {float(square.sqrt() / vector.norm()):.2g} in {self.iterations} products, "
-                f"not the tolerance {self.tolerance:.2g}; allow more iterations or raise the damping"
+                f"conjugate gradients reached {float(square.sqrt() / vector.norm()):.2g} in {self.iterations} "
+                f"products, not the tolerance {self.tolerance:.2g}; allow more iterations or raise the damping"
             )
 
 
