@@ -84,7 +84,7 @@ def _class(kind: str) -> type:
 
 
 def _dataset(kind: str, root: Path, split: str, *, download: bool = False) -> torch.utils.data.Dataset:
-    with warnings.catch_warnings():  # numpy 2.4 warns about how CIFAR's files of 2009 spell a dtype
+    with warnings.catch_warnings():  # numpy 2.4.0 warns about how CIFAR's files of 2009 spell a dtype
         warnings.simplefilter("ignore", np.exceptions.VisibleDeprecationWarning)
         return _class(kind)(root, train=split == "train", download=download)
 
