@@ -111,7 +111,8 @@ class Neumann(_Iterative):
             product = curvature @ term
             following = term - step * product
             if following.norm() > term.norm() * (1 + 1e-9):  # |1 − aλ| ≤ 1 for every eigenvalue in [0, 2/a]
-                raise NegativeCurvatureError(float(term.dot(product) / term.dot(term)), curvature.damping)
+                # The quotient of this one term may still be positive; λmin is what the damping has to exceed.
+                raise NegativeCurvatureError(curvature.smallest_eigenvalue, curvature.damping)
             term = following
             total = total + step * term
             yield total
