@@ -171,8 +171,9 @@ class LiSSA(_Iterative):
     1/(2λmax).  Costs repeats · (depth − 1) · batch/n products.  ``seed`` draws the batches.
 
     Raises:
-        ValueError: for a step outside (0, 2/λmax), or a batch larger than n.
-        NegativeCurvatureError: when the recursion grows a thousandfold beyond a·depth·‖v‖, its bound for H_B ⪰ 0.
+        ValueError: for a step outside (0, 2/λmax), a batch larger than n, or a step too large for the batches.
+        NegativeCurvatureError: when the recursion grows a thousandfold beyond a·depth·‖v‖, its bound for
+            0 ⪯ aH_B ⪯ 2, and meets negative curvature there.
     """
 
     depth: int
@@ -199,8 +200,12 @@ class LiSSA(_Iterative):
                     index = torch.randperm(n, generator=generator)[: self.batch].to(vector.device)
                     product = curvature.on_batch(estimate, index)
                     if estimate.norm() > 1e3 * step * depth * vector.norm():
-                        raise NegativeCurvatureError(
-                            float(estimate.dot(product) / estimate.dot(estimate)), curvature.damping
+                        quotient = float(estimate.dot(product) / estimate.dot(estimate))
+                        if quotient < 0:
+                            raise NegativeCurvatureError(quotient, curvature.damping)
+                        raise ValueError(
+                            f"lissa diverges: step {step:.3g} is too large for batches of {self.batch}, "
+                            f"where curvature {quotient:.3g} was met; lower the step or enlarge the batch"
                         )
                     estimate = step * vector + estimate - step * product
                 if repeat == self.repeats:
