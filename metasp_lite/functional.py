@@ -65,9 +65,11 @@ class ExampleLosses:
         if len(inputs) != len(labels) or len(inputs) == 0:
             raise ValueError(f"{len(inputs)} inputs and {len(labels)} labels; give as many of both, at least one")
         normalised = [
-            name for name, module in model.named_modules() if isinstance(module, nn.modules.batchnorm._NormBase)
+            name
+            for name, module in model.named_modules()
+            if isinstance(module, nn.modules.batchnorm._BatchNorm) and (module.training or module.running_mean is None)
         ]
-        if normalised and model.training:
+        if normalised:
             raise ValueError(f"layer {normalised[0]!r} mixes the examples of a batch; call model.eval() first")
         self.model, self.inputs, self.labels, self.loss = model, inputs, labels, loss
         self._shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
