@@ -258,6 +258,8 @@ def _first_linear(losses: Callable[..., Tensor]) -> int | None:
     if not isinstance(model, nn.Sequential):
         return None
     place = next((i for i, module in enumerate(model) if not isinstance(module, nn.Flatten)), None)
+    if place == 0 and losses.inputs.dim() != 2:
+        return None  # the layer acts on many vectors of one example, and the Gram matrices below know only one
     return place if place is not None and type(model[place]) is nn.Linear else None
 
 
