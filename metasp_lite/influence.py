@@ -94,6 +94,7 @@ def leave_one_out(
     Raises:
         ValueError: when ``curvature`` is damped, since retraining is not, when an example does not exist, or when
             ``fraction`` is not above 0 and at most 1.
+        FloatingPointError: when the validation loss is NaN or infinite.
         NegativeCurvatureError: when H is not positive definite at θ̂.
         RuntimeError: when θ̂ is no optimum, or when retraining does not reach ‖∇J₋ᵢ‖ ≤ ``tolerance``.
     """
@@ -119,7 +120,7 @@ def leave_one_out(
         open_ = check_finite(gradients.norm(dim=1), "a gradient norm while retraining") > tolerance
         if not open_.any():
             before = validation(curvature.theta)
-            return vmap(validation, chunk_size=64)(retrained) - before
+            return check_finite(vmap(validation, chunk_size=64)(retrained) - before, "a change of the validation loss")
         retrained = retrained - Exact()(curvature, gradients.T).T
     raise RuntimeError(
         f"retraining without example {int(examples[open_][0])} stopped at gradient norm "
