@@ -1,0 +1,149 @@
+"""Figures of the course: arrays in, axes out; nothing here trains.
+
+Colours are seaborn's colour-blind palette and every series has a marker or line style of its own, so that no figure
+needs colour to be read.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import matplotlib.pyplot as plt
+import numpy as np
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from torch import Tensor
+
+PALETTE = sns.color_palette("colorblind").as_hex()
+BLUE, ORANGE, GREEN, RED, PURPLE, BROWN, PINK, GREY = PALETTE[:8]
+
+
+def use_style() -> None:
+    """Set the look of all figures: seaborn's white grid, the colour-blind palette, one resolution everywhere."""
+    sns.set_theme(style="whitegrid", palette="colorblind", font_scale=0.9)
+    plt.rcParams.update({"figure.dpi": 100, "savefig.dpi": 100, "figure.constrained_layout.use": True})
+
+
+def image_grid(images: Tensor, titles: Sequence[str], *, columns: int = 8, heading: str = "") -> Figure:
+    """Show uint8 images (N, C, H, W), C of 1 or 3, in rows of ``columns``, each with its title.
+
+    Raises:
+        ValueError: when there are no images or the number of titles differs.
+    """
+    if len(images) == 0 or len(images) != len(titles):
+        raise ValueError(
+            f"{len(images)} images and {len(titles)} titles; give one title for each of at least one image"
+        )
+    rows = -(-len(images) // columns)
+    figure, axes = plt.subplots(
+        rows, columns, figsize=(1.15 * columns, 1.45 * rows + 0.3 * bool(heading)), squeeze=False
+    )
+    for ax in axes.flat:
+        ax.axis("off")
+    for ax, image, title in zip(axes.flat, images, titles, strict=False):
+        ax.imshow(image.permute(1, 2, 0).cpu().numpy().squeeze(), cmap="gray_r", vmin=0, vmax=255)
+        ax.set_title(title, fontsize=8)
+    if heading:
+        figure.suptitle(heading, fontsize=10)
+    return figure
+
+
+def two_classes(ax: Axes, inputs: Tensor, labels: Tensor, classes: Sequence[str], theta: Tensor) -> None:
+    """Scatter inputs (n, 2) by label and draw the line θᵀx = 0 on which both classes are equally likely."""
+    x, y, (first, second) = inputs.cpu().numpy(), labels.cpu().numpy(), theta.tolist()
+    for label, (name, colour, marker) in enumerate(zip(classes, (BLUE, ORANGE), "o^", strict=True)):
+        ax.scatter(*x[y == label].T, c=colour, marker=marker, s=28, label=name, edgecolor="white", linewidth=0.5)
+    reach = np.abs(x).max() * 1.1
+    across = np.array([-1, 1]) * 2 * reach / np.hypot(first, second)
+    ax.plot(-second * across, first * across, color="black", linewidth=1.5, label="$θ^⊤x = 0$")
+    ax.set(xlim=(-reach, reach), ylim=(-reach, reach), xlabel="first component", ylabel="second component")
+    ax.legend(loc="best", fontsize=8)
+
+
+@dataclass(frozen=True)
+class OptimumTravel:
+    """What happens to the optimum while the weight of one example moves by ε: all arrays along the ε axis (S,)."""
+
+    epsilon: np.ndarray  # (S,)
+    optimum: np.ndarray  # (S, 2), retrained
+    optimum_first_order: np.ndarray  # (S, 2), θ̂ + ε dθ̂/dε
+    validation: np.ndarray  # (S,), at the retrained optimum, nats
+    validation_first_order: np.ndarray  # (S,)
+
+
+def optimum_travel(travel: OptimumTravel, surface: tuple[np.ndarray, np.ndarray, np.ndarray], at: int) -> Figure:
+    """Left: the optimum moving over the contours of J_ε for the ε at place ``at``; right: the validation loss along ε.
+
+    ``surface`` is two grids of parameters and J_ε over them, as for ``Axes.contour``.
+    """
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4))
+    left.contour(*surface, levels=12, colors="0.75", linewidths=0.8)
+    left.plot(*travel.optimum.T, color=BLUE, marker=".", label="retrained optimum")
+    left.plot(*travel.optimum_first_order.T, color=ORANGE, linestyle="--", label="first-order prediction")
+    left.plot(*travel.optimum[at], "o", color=BLUE, markersize=9)
+    left.plot(*travel.optimum_first_order[at], "s", color=ORANGE, markersize=7)
+    left.set(xlabel="$θ_1$", ylabel="$θ_2$", title=f"contours of $J_ε$ at ε = {travel.epsilon[at]:+.3f}")
+    left.legend(fontsize=8)
+    right.plot(travel.epsilon, travel.validation, color=BLUE, marker=".", label="retrained")
+    right.plot(travel.epsilon, travel.validation_first_order, color=ORANGE, linestyle="--", label="slope = influence")
+    right.plot(travel.epsilon[at], travel.validation[at], "o", color=BLUE, markersize=9)
+    right.plot(travel.epsilon[at], travel.validation_first_order[at], "s", color=ORANGE, markersize=7)
+    right.set(xlabel="ε, extra weight of the example", ylabel="validation loss (nats)")
+    right.legend(fontsize=8)
+    return figure
+
+
+def predicted_against_true(ax: Axes, predicted: Tensor, true: Tensor, *, title: str = "") -> None:
+    """Scatter predicted against true changes (n,), with the diagonal on which a perfect prediction lies."""
+    x, y = predicted.cpu().numpy(), true.cpu().numpy()
+    low, high = min(x.min(), y.min()), max(x.max(), y.max())
+    margin = 0.05 * (high - low)
+    ax.plot([low - margin, high + margin], [low - margin, high + margin], color="black", linewidth=1, label="equal")
+    ax.scatter(x, y, s=22, color=BLUE, edgecolor="white", linewidth=0.5, zorder=3)
+    ax.set(xlabel="predicted change of the validation loss", ylabel="true change, retrained", title=title)
+    ax.ticklabel_format(style="sci", scilimits=(-2, 2), axis="both")
+    ax.set_aspect("equal", adjustable="datalim")
+    ax.legend(fontsize=8)
+
+
+def approximate_against_exact(ax: Axes, exact: Tensor, approximate: Tensor) -> None:
+    """Scatter approximate against exact influences (n,); the two shaded quarters hold the wrong signs."""
+    x, y = exact.cpu().numpy(), approximate.cpu().numpy()
+    wrong = (x > 0) != (y > 0)
+    reach = [1.1 * np.abs(v).max() for v in (x, y)]
+    for corner in ((0, -reach[1]), (-reach[0], 0)):
+        ax.add_patch(plt.Rectangle(corner, reach[0], reach[1], color="0.92", zorder=0))
+    for mask, colour, marker, name in ((~wrong, BLUE, "o", "sign right"), (wrong, ORANGE, "x", "sign wrong")):
+        ax.scatter(x[mask], y[mask], s=14, color=colour, marker=marker, linewidth=0.8, label=f"{name}: {mask.sum()}")
+    ax.set(xlim=(-reach[0], reach[0]), ylim=(-reach[1], reach[1]))
+    ax.set(xlabel="exact influence", ylabel="approximate influence")
+    ax.legend(fontsize=8, loc="upper left")
+
+
+def sorted_influences(ax: Axes, influences: Tensor) -> None:
+    """Draw influences (n,) in ascending order; below zero helps, above zero hurts."""
+    values = np.sort(influences.cpu().numpy())
+    rank = np.arange(len(values))
+    for mask, colour, name in ((values <= 0, BLUE, "helps"), (values > 0, ORANGE, "hurts")):
+        ax.fill_between(rank, values, where=mask, step="mid", color=colour, alpha=0.8, label=f"{name}: {mask.sum()}")
+    ax.axhline(0, color="black", linewidth=0.8)
+    ax.set(xlabel="training examples, sorted", ylabel="influence I (nats per unit weight)")
+    ax.legend(fontsize=8)
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One line of a picture against cost: costs (S,) above zero, values (S,), and how it is drawn."""
+
+    cost: Sequence[float]
+    value: Sequence[float]
+    style: Mapping[str, object]
+
+
+def against_cost(ax: Axes, curves: Mapping[str, Curve], references: Mapping[str, float], *, ylabel: str) -> None:
+    """Draw each curve over the number of Hessian-vector products (log scale) and each reference as a level line."""
+    for (name, level), dashes in zip(references.items(), ((4, 2), (1, 2), (6, 2, 1, 2), (3, 1)), strict=False):
+        ax.axhline(level, color="0.45", linewidth=1.1, dashes=dashes, label=name, zorder=1)
+    for name, curve in curves.items():
+        ax.plot(curve.cost, curve.value, label=name, **curve.style)
+    ax.set(xscale="log", xlabel="Hessian-vector products", ylabel=ylabel)

@@ -1,0 +1,85 @@
+"""The two small problems that notebooks 01 and 02 work on, both cut from the bundled Fashion-MNIST subset."""
+
+from dataclasses import dataclass, replace
+
+import torch
+from sklearn.decomposition import PCA
+from torch import Tensor, nn
+
+from metasp_lite import data, settings
+from metasp_lite.functional import ExampleLosses, Objective, binary_cross_entropy, flatten_parameters
+from metasp_lite.models import logistic_regression, toy_mlp
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A training objective J, a validation loss ℓ(V, ·), where training starts, and the images behind both."""
+
+    model: nn.Module
+    objective: Objective
+    validation: Objective
+    start: Tensor  # θ (P,) before training
+    train: data.ImageSet
+    test: data.ImageSet
+
+    def with_l2(self, l2: float) -> "Problem":
+        """Return the same problem with another regularisation λ = ``l2``."""
+        return replace(self, objective=Objective(self.objective.losses, l2))
+
+    def accuracy(self, theta: Tensor) -> tuple[float, float]:
+        """Shares of the training and of the test examples that the model gets right at θ ``(P,)``, each 0 to 1."""
+
+        def share(losses: ExampleLosses) -> float:
+            logits = torch.func.functional_call(self.model, losses.unflatten(theta), (losses.inputs,))
+            predicted = logits.argmax(dim=1) if logits.dim() == 2 else (logits > 0).long()
+            return float((predicted == losses.labels).double().mean())
+
+        return share(self.objective.losses), share(self.validation.losses)
+
+
+def shoes(*, train_per_class: int = 30, test_per_class: int = 100, l2: float = 0.01) -> Problem:
+    """Sneaker (label 0) or ankle boot (label 1) by logistic regression on two numbers per image, so that θ is a point.
+
+    The two numbers are the first two principal components of the training images, each scaled to variance one.
+    Inputs ``(n, 2)`` float64, P = 2.
+    """
+    train, test = (
+        _two_classes(split, count) for split, count in (("train", train_per_class), ("test", test_per_class))
+    )
+    components = PCA(n_components=2, whiten=True, svd_solver="full").fit(_vectors(train).cpu().numpy())
+    model = logistic_regression(inputs=2).to(settings.device())
+
+    def losses(images: data.ImageSet) -> ExampleLosses:
+        inputs = torch.from_numpy(components.transform(_vectors(images).cpu().numpy())).to(settings.device())
+        return ExampleLosses(model, inputs, images.labels.to(settings.device()), binary_cross_entropy)
+
+    return Problem(model, Objective(losses(train), l2), Objective(losses(test)), flatten_parameters(model), train, test)
+
+
+def toy(
+    *, train_per_class: int = 100, test_per_class: int = 50, hidden: int = 8, l2: float = 0.03, seed: int = 1
+) -> Problem:
+    """Return the toy of the MetaSP paper's Appendix J: 1000 training and 500 test images, one hidden layer.
+
+    Pixels scaled to 0…1, float64; P = 6,370 with 8 hidden units.  The paper prints neither width nor regularisation
+    nor optimiser; those here are ours.  ``seed`` draws the starting weights.
+    """
+    train = data.first_per_class(data.load("fashion-mnist", "train", source="bundled"), train_per_class)
+    test = data.first_per_class(data.load("fashion-mnist", "test", source="bundled"), test_per_class)
+    model = toy_mlp(hidden=hidden, seed=seed).to(settings.device())
+    losses = [ExampleLosses(model, _vectors(images), images.labels.to(settings.device())) for images in (train, test)]
+    return Problem(model, Objective(losses[0], l2), Objective(losses[1]), flatten_parameters(model), train, test)
+
+
+def _vectors(images: data.ImageSet) -> Tensor:
+    """Pixels as float64 vectors (N, C·H·W) in 0…1, on the device."""
+    return images.images.to(settings.device()).flatten(1).double() / 255
+
+
+def _two_classes(split: data.Split, per_class: int) -> data.ImageSet:
+    whole = data.first_per_class(data.load("fashion-mnist", split, source="bundled"), per_class)
+    names = ("Sneaker", "Ankle boot")
+    first, second = (whole.classes.index(name) for name in names)
+    keep = (whole.labels == first) | (whole.labels == second)
+    labels = (whole.labels[keep] == second).long()
+    return replace(whole, images=whole.images[keep], labels=labels, classes=names)

@@ -1,0 +1,129 @@
+"""Sliders over the figures.
+
+Each explorer returns ``(widget, draw)``: show the widget in one cell, and call ``draw`` once in the next, so that a
+reader without a kernel sees the picture and a test runs the path that the slider takes.
+"""
+
+from collections.abc import Callable
+from functools import cache
+
+import ipywidgets
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+
+from metasp_lite import plots
+from metasp_lite.functional import Curvature, Objective, gradient
+from metasp_lite.influence import influence
+from metasp_lite.metrics import pearson, sign_confusion
+from metasp_lite.optimum import minimise
+from metasp_lite.problems import Problem
+from metasp_lite.solvers import ConjugateGradient, Exact, Neumann
+
+Draw = Callable[..., None]
+
+
+def travel_of_optimum(problem: Problem, example: int, epsilons: np.ndarray) -> plots.OptimumTravel:
+    """Retrain J + ε ℓ(x_i, ·) for each ε in ``epsilons (S,)`` and put the first-order prediction beside it; P = 2."""
+    losses, validation = problem.objective.losses, problem.validation
+    optimum = minimise(problem.objective, problem.start)
+    curvature = Curvature(problem.objective, optimum)
+    index = torch.tensor([example], device=optimum.device)
+    slope = -Exact()(curvature, gradient(lambda theta: losses(theta, index).sum(), optimum))  # dθ̂/dε
+    thetas = torch.stack([minimise(_reweighted(problem, example, float(e)), optimum) for e in epsilons])
+    eps = torch.as_tensor(epsilons).to(optimum)
+    effect = influence(losses, validation, curvature, Exact())[example]
+    return plots.OptimumTravel(
+        epsilon=epsilons,
+        optimum=thetas.cpu().numpy(),
+        optimum_first_order=(optimum + eps[:, None] * slope).cpu().numpy(),
+        validation=np.array([validation(theta).item() for theta in thetas]),
+        validation_first_order=(validation(optimum) + eps * effect).cpu().numpy(),
+    )
+
+
+def epsilon_explorer(problem: Problem, *, largest: float = 0.1) -> tuple[ipywidgets.Widget, Draw]:
+    """Sliders for an example and its extra weight ε; draws the optimum's travel and the validation loss along ε."""
+    epsilons = np.linspace(-1 / len(problem.objective.losses), largest, 13)
+
+    travel = cache(lambda example: travel_of_optimum(problem, example, epsilons))
+
+    def draw(example: int, epsilon: float) -> None:
+        path = travel(example)
+        at = int(np.abs(epsilons - epsilon).argmin())
+        centre, reach = path.optimum[at], 0.6 * np.ptp(path.optimum, axis=0).max() + 0.05
+        axes = [np.linspace(c - reach, c + reach, 41) for c in centre]
+        objective = _reweighted(problem, example, float(epsilons[at]))
+        grid = torch.cartesian_prod(*(torch.as_tensor(axis).to(problem.start) for axis in axes))
+        surface = torch.func.vmap(objective)(grid).view(41, 41).T.cpu().numpy()
+        plots.optimum_travel(path, (axes[0], axes[1], surface), at)
+        plt.show()
+
+    sliders = {
+        "example": ipywidgets.IntSlider(0, 0, len(problem.objective.losses) - 1, continuous_update=False),
+        "epsilon": ipywidgets.SelectionSlider(
+            options=[(f"{e:+.3f}", float(e)) for e in epsilons], value=float(epsilons[-1]), continuous_update=False
+        ),
+    }
+    return _explorer(draw, sliders), draw
+
+
+def approximation_explorer(
+    problem: Problem, *, l2_values: tuple[float, ...] = (0.01, 0.03, 0.1)
+) -> tuple[ipywidgets.Widget, Draw]:
+    """Sliders for K, the step (as a multiple of 1/λmax) and λ; draws K-step influences against the exact ones.
+
+    The exact ones come from conjugate gradients run to 1e-10, since a dense Hessian for each λ would keep a learner
+    waiting; the approximate ones are the Neumann series, which the K-step pseudo-update equals at the optimum.
+    """
+
+    @cache
+    def at_optimum(l2: float) -> tuple[Curvature, torch.Tensor]:
+        objective = problem.with_l2(l2).objective
+        curvature = Curvature(objective, minimise(objective, problem.start, lbfgs_steps=1500))
+        return curvature, influence(
+            objective.losses, problem.validation, curvature, ConjugateGradient(2000, tolerance=1e-10)
+        )
+
+    def draw(steps: int, step: float, l2: float) -> None:
+        curvature, exact = at_optimum(l2)
+        solver = Neumann(steps, step=step / curvature.largest_eigenvalue)
+        approximate = influence(curvature.objective.losses, problem.validation, curvature, solver)
+        signs = sign_confusion(exact, approximate)
+        _, ax = plt.subplots(figsize=(5.5, 4.2))
+        plots.approximate_against_exact(ax, exact, approximate)
+        ax.set_title(
+            f"K = {steps}, step = {step:g}/λmax, λ = {l2:g}: {signs.agreement} of {signs.total} signs\n"
+            f"(constant guess {signs.baseline}), r = {pearson(exact, approximate):.3f}",
+            fontsize=10,
+        )
+        plt.show()
+
+    sliders = {
+        "steps": ipywidgets.SelectionSlider(
+            options=[1, 2, 5, 10, 20, 50, 100, 200, 500], value=20, continuous_update=False, description="K"
+        ),
+        "step": ipywidgets.SelectionSlider(
+            options=[0.01, 0.1, 0.5, 1.0, 1.5, 1.9], value=1.0, continuous_update=False, description="step·λmax"
+        ),
+        "l2": ipywidgets.SelectionSlider(options=l2_values, value=0.03, continuous_update=False, description="λ"),
+    }
+    return _explorer(draw, sliders), draw
+
+
+def _reweighted(problem: Problem, example: int, epsilon: float) -> Objective:
+    """J(θ) + ε ℓ(x_i, θ), written as a mean of losses with one of them weighted."""
+    losses = problem.objective.losses
+    weights = torch.ones(len(losses)).to(problem.start)
+    weights[example] += epsilon * len(losses)
+    return Objective(
+        lambda theta, index=None: (weights if index is None else weights[index]) * losses(theta, index),
+        problem.objective.l2,
+    )
+
+
+def _explorer(draw: Draw, sliders: dict[str, ipywidgets.Widget]) -> ipywidgets.Widget:
+    output = ipywidgets.interactive_output(draw, sliders)
+    for name, slider in sliders.items():
+        slider.description = slider.description or name
+    return ipywidgets.VBox([*sliders.values(), output])
