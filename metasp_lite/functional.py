@@ -147,7 +147,7 @@ class Curvature:
         if not (math.isfinite(damping) and damping >= 0):
             raise ValueError(f"damping={damping} must be a finite number of at least 0")
         self.objective, self.damping, self.products = objective, damping, 0.0
-        self.theta = theta.detach()
+        self.theta = theta.detach().clone()  # an optimiser that moves the caller's θ in place leaves this one
         self._leaf, self._gradient = _gradient_graph(objective, self.theta)
 
     @property
