@@ -111,6 +111,8 @@ def leave_one_out(
             "train to an optimum first (metasp_lite.optimum.minimise)"
         )
 
+    _ = curvature.cholesky  # raises here even where no example pulls θ̂ away from a saddle
+
     def without(theta: Tensor, example: Tensor) -> Tensor:
         return objective(theta) - fraction * objective.losses(theta, example.unsqueeze(0)).squeeze(0) / n
 
