@@ -1,0 +1,131 @@
+"""Training reaches the optimum that a closed form or another library knows, or says that it did not."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from analytic import Sine, logistic, mlp_with_validation, randn, ridge
+from sklearn.linear_model import LogisticRegression
+from sklearn.linear_model import Ridge as ScikitRidge
+from torch import nn
+
+from metasp_lite.functional import ExampleLosses, NegativeCurvatureError, Objective, flatten_parameters, gradient
+from metasp_lite.optimum import minimise
+
+# J is λ-strongly convex in the convex problems: ‖θ − θ̂‖ ≤ ‖∇J‖/λ.
+REACHED = 1e-10
+
+
+def separable():
+    """Twenty examples that a line separates: without regularisation the loss falls for ever and has no minimum."""
+    x = randn(20, 4, seed=0)
+    return Objective(ExampleLosses(nn.Sequential(nn.Linear(4, 2).double()), x, (x[:, 0] > 0).long()))
+
+
+def test_ridge_optimum_is_that_of_the_normal_equations_and_of_scikit_learn():
+    data = ridge()
+    theta = minimise(data.objective, torch.zeros(8, dtype=torch.float64))
+    torch.testing.assert_close(theta, data.optimum(), rtol=0, atol=REACHED / data.l2)
+    # scikit-learn minimises ‖y − Xθ‖² + α‖θ‖², which is 2nJ for α = nλ.
+    scikit = ScikitRidge(alpha=len(data.y) * data.l2, fit_intercept=False).fit(data.x.numpy(), data.y.numpy())
+    torch.testing.assert_close(theta, torch.as_tensor(scikit.coef_), rtol=0, atol=REACHED / data.l2)
+
+
+def test_logistic_optimum_is_that_of_scikit_learn():
+    objective = logistic()
+    theta = minimise(objective, torch.zeros(4, dtype=torch.float64))
+    x, y = objective.losses.inputs.numpy(), objective.losses.labels.numpy()
+    # scikit-learn minimises C Σ ℓ_i + ½‖θ‖², which is J/λ for C = 1/(nλ).
+    model = LogisticRegression(C=1 / (len(y) * objective.l2), fit_intercept=False, solver="newton-cholesky", tol=1e-8)
+    scikit = torch.as_tensor(model.fit(x, y).coef_[0])
+    # Both are as far from the optimum as their gradient says, scikit-learn's is measured here.
+    reached = REACHED + float(gradient(objective, scikit).norm())
+    assert reached < 2e-8
+    torch.testing.assert_close(theta, scikit, rtol=0, atol=reached / objective.l2)
+
+
+@pytest.mark.parametrize("tolerance", [1e-6, 1e-10, 1e-12])
+def test_a_network_is_trained_to_a_minimum_with_the_gradient_that_was_asked_for(tolerance):
+    objective, _, start = mlp_with_validation()
+    theta = minimise(objective, start, tolerance=tolerance)
+    assert gradient(objective, theta).norm() <= tolerance
+    assert np.linalg.eigvalsh(torch.func.hessian(objective)(theta).numpy())[0] > 0
+    assert objective(theta) < objective(start)
+
+
+def test_newton_alone_and_both_together_find_the_same_convex_optimum():
+    objective, start = logistic(), torch.zeros(4, dtype=torch.float64)
+    newton = minimise(objective, start, lbfgs_steps=0)
+    torch.testing.assert_close(newton, minimise(objective, start), rtol=0, atol=2 * REACHED / objective.l2)
+
+
+def test_an_optimum_is_returned_as_it_was():
+    data = ridge()
+    theta = data.optimum()
+    assert gradient(data.objective, theta).norm() <= REACHED
+    assert torch.equal(minimise(data.objective, theta), theta)
+
+
+def test_neither_the_start_nor_the_models_parameters_are_changed():
+    objective, _, start = mlp_with_validation()
+    kept = start.clone()
+    theta = minimise(objective, start, tolerance=1e-3)
+    assert torch.equal(start, kept)
+    assert torch.equal(flatten_parameters(objective.losses.model), kept)
+    assert not theta.requires_grad
+
+
+def test_training_that_may_take_no_step_says_how_far_it_is():
+    objective, start = logistic(), torch.zeros(4, dtype=torch.float64)
+    norm = float(gradient(objective, start).norm())
+    with pytest.raises(RuntimeError, match=f"stopped at gradient norm {norm:.2g}, above 1e-10; allow more lbfgs_steps"):
+        minimise(objective, start, lbfgs_steps=0, newton_steps=0)
+
+
+def test_training_that_may_take_no_step_accepts_an_optimum():
+    data = ridge()
+    assert torch.equal(minimise(data.objective, data.optimum(), lbfgs_steps=0, newton_steps=0), data.optimum())
+
+
+def test_too_few_steps_raise():
+    with pytest.raises(RuntimeError, match="stopped at gradient norm"):
+        minimise(logistic(), torch.zeros(4, dtype=torch.float64), lbfgs_steps=2, newton_steps=0)
+
+
+def test_single_precision_cannot_reach_what_was_asked_and_says_so():
+    data = ridge()
+    losses = data.objective.losses
+    single = Objective(
+        ExampleLosses(losses.model.float(), losses.inputs.float(), losses.labels.float(), losses.loss), 0.1
+    )
+    with pytest.raises(RuntimeError, match=r"stopped at gradient norm .*, or use float64"):
+        minimise(single, torch.zeros(8), tolerance=1e-12, newton_steps=3)
+
+
+def test_a_loss_without_a_minimum_raises():
+    with pytest.raises((RuntimeError, NegativeCurvatureError)):
+        minimise(separable(), torch.zeros(10, dtype=torch.float64), tolerance=1e-14, lbfgs_steps=30, newton_steps=3)
+
+
+def test_newton_does_not_walk_up_to_a_maximum():
+    theta = torch.full((3,), math.pi / 2 + 0.1, dtype=torch.float64)  # Σ sin is concave there
+    with pytest.raises(NegativeCurvatureError) as caught:
+        minimise(Objective(Sine(3)), theta, lbfgs_steps=0)
+    assert caught.value.curvature == pytest.approx(-math.cos(0.1), rel=1e-12)  # −sin at all three
+
+
+@pytest.mark.parametrize(
+    "steps", [{}, {"lbfgs_steps": 0}, {"newton_steps": 0}], ids=["both", "newton-alone", "lbfgs-alone"]
+)
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_inputs_that_are_not_finite_are_refused(steps, value):
+    objective = logistic()
+    objective.losses.inputs[3, 1] = value
+    with pytest.raises(FloatingPointError, match="objective is nan"):
+        minimise(objective, torch.zeros(4, dtype=torch.float64), **steps)
+
+
+def test_a_start_that_is_not_finite_is_refused():
+    with pytest.raises(FloatingPointError, match="objective is nan"):
+        minimise(logistic(), torch.full((4,), math.nan, dtype=torch.float64))
