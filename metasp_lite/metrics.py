@@ -1,7 +1,9 @@
 """How well one vector of influences agrees with another."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
+import pandas as pd
 import scipy.stats
 from torch import Tensor
 
@@ -73,6 +75,32 @@ def pearson(true: Tensor, approximate: Tensor) -> float:
 def spearman(true: Tensor, approximate: Tensor) -> float:
     """Spearman's rank correlation, −1 to 1, of two vectors ``(n,)``; raises as ``pearson``."""
     return _correlation(scipy.stats.spearmanr, true, approximate)
+
+
+def comparison_table(
+    exact: Tensor, approximations: Mapping[str, Tensor], published: Mapping[str, SignConfusion]
+) -> pd.DataFrame:
+    """One row for each approximation (n,) of ``exact`` (n,), one for the best constant guess, and the published ones.
+
+    Published rows are marked "(paper)" and have no correlation: only their counts were printed.
+    """
+    rows = {name: (sign_confusion(exact, values), pearson(exact, values)) for name, values in approximations.items()}
+    majority_is_positive = bool((exact > 0).double().mean() > 0.5)
+    guess = exact.abs() if majority_is_positive else -exact.abs()
+    rows["constant guess"] = (sign_confusion(exact, guess), float("nan"))
+    rows |= {f"{name} (paper)": (signs, float("nan")) for name, signs in published.items()}
+    columns = ["TP", "TN", "FP", "FN", "agreement", "balanced accuracy", "Pearson r"]
+    return pd.DataFrame(
+        [
+            (
+                *(s.true_positive, s.true_negative, s.false_positive, s.false_negative),
+                *(s.agreement, s.balanced_accuracy, r),
+            )
+            for s, r in rows.values()
+        ],
+        index=list(rows),
+        columns=columns,
+    )
 
 
 def _correlation(function, true: Tensor, approximate: Tensor) -> float:

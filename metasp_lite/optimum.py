@@ -12,7 +12,7 @@ def minimise(
     theta: Tensor,
     *,
     tolerance: float = 1e-10,
-    lbfgs_steps: int = 400,
+    lbfgs_steps: int = 2000,
     newton_steps: int = 20,
     newton_products: int = 1000,
 ) -> Tensor:
@@ -52,7 +52,7 @@ def _lbfgs(objective: Objective, theta: Tensor, steps: int) -> Tensor:
         [leaf],
         max_iter=steps,
         history_size=60,
-        tolerance_grad=1e-5,
+        tolerance_grad=1e-7,  # of the largest entry
         tolerance_change=0.0,
         line_search_fn="strong_wolfe",
     )

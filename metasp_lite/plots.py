@@ -4,7 +4,7 @@ Colours are seaborn's colour-blind palette and every series has a marker or line
 needs colour to be read.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import matplotlib.pyplot as plt
@@ -13,6 +13,8 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
+
+from metasp_lite.metrics import pearson, sign_confusion
 
 PALETTE = sns.color_palette("colorblind").as_hex()
 BLUE, ORANGE, GREEN, RED, PURPLE, BROWN, PINK, GREY = PALETTE[:8]
@@ -131,19 +133,37 @@ def sorted_influences(ax: Axes, influences: Tensor) -> None:
     ax.legend(fontsize=8)
 
 
-@dataclass(frozen=True)
-class Curve:
-    """One line of a picture against cost: costs (S,) above zero, values (S,), and how it is drawn."""
+def accuracy_against_cost(
+    exact: Tensor,
+    lines: Mapping[str, Mapping[float, Tensor]],
+    points: Mapping[str, Mapping[float, Tensor]],
+    levels: Mapping[str, Tensor],
+) -> Figure:
+    """Draw sign agreement, balanced accuracy and Pearson r with ``exact (n,)`` over the number of products (log scale).
 
-    cost: Sequence[float]
-    value: Sequence[float]
-    style: Mapping[str, object]
-
-
-def against_cost(ax: Axes, curves: Mapping[str, Curve], references: Mapping[str, float], *, ylabel: str) -> None:
-    """Draw each curve over the number of Hessian-vector products (log scale) and each reference as a level line."""
-    for (name, level), dashes in zip(references.items(), ((4, 2), (1, 2), (6, 2, 1, 2), (3, 1)), strict=False):
-        ax.axhline(level, color="0.45", linewidth=1.1, dashes=dashes, label=name, zorder=1)
-    for name, curve in curves.items():
-        ax.plot(curve.cost, curve.value, label=name, **curve.style)
-    ax.set(xscale="log", xlabel="Hessian-vector products", ylabel=ylabel)
+    ``lines`` and ``points`` map a method to its influences ``(n,)`` at each cost; ``levels`` maps a method without
+    products to its influences.  The best constant guess is drawn as a level too; it has no correlation.
+    """
+    measures: dict[str, Callable[[Tensor, Tensor], float]] = {
+        f"agreement, of {len(exact)}": lambda true, values: sign_confusion(true, values).agreement,
+        "balanced accuracy": lambda true, values: sign_confusion(true, values).balanced_accuracy,
+        "Pearson r": pearson,
+    }
+    constant = dict(zip(measures, (sign_confusion(exact, exact).baseline, 0.5), strict=False))
+    figure, axes = plt.subplots(1, 3, figsize=(13, 4.6), sharex=True)
+    for ax, (label, measure) in zip(axes, measures.items(), strict=True):
+        heights = {name: measure(exact, values) for name, values in levels.items()}
+        if label in constant:
+            heights["constant guess"] = constant[label]
+        for (name, height), dashes in zip(heights.items(), ((4, 2), (1, 2), (8, 2, 1, 2)), strict=False):
+            ax.axhline(height, color="0.4", linewidth=1.1, dashes=dashes, label=name)
+        for (name, path), colour, style in zip(
+            lines.items(), (GREEN, PURPLE, BLUE, BROWN), ("-", "-.", "-", "--"), strict=False
+        ):
+            ax.plot(list(path), [measure(exact, v) for v in path.values()], color=colour, linestyle=style, label=name)
+        for (name, path), marker in zip(points.items(), "os^", strict=False):
+            heights_of_points = [measure(exact, v) for v in path.values()]
+            ax.plot(list(path), heights_of_points, marker, color=ORANGE, markersize=8, label=name)
+        ax.set(xscale="log", xlabel="Hessian-vector products", ylabel=label)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=9)
+    return figure

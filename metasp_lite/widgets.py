@@ -80,7 +80,7 @@ def approximation_explorer(
     @cache
     def at_optimum(l2: float) -> tuple[Curvature, torch.Tensor]:
         objective = problem.with_l2(l2).objective
-        curvature = Curvature(objective, minimise(objective, problem.start, lbfgs_steps=1500))
+        curvature = Curvature(objective, minimise(objective, problem.start))
         return curvature, influence(
             objective.losses, problem.validation, curvature, ConjugateGradient(2000, tolerance=1e-10)
         )
