@@ -9,7 +9,7 @@ IN_VENV := .venv/bin/python -m
 unexport MPLBACKEND
 
 .DEFAULT_GOAL := help
-.PHONY: help tour lab test lint notebooks setup
+.PHONY: help tour lab test lint notebooks bench setup
 
 help:
 	@echo "make tour       run every notebook without a browser and keep the results as HTML pages"
@@ -17,6 +17,7 @@ help:
 	@echo "make test       unit tests, every notebook against its stored outputs, lint"
 	@echo "make lint       ruff alone: rules and format"
 	@echo "make notebooks  run every notebook and store its outputs in it"
+	@echo "make bench      measure what influences cost and store the result in data/results/bench"
 	@echo "All of them set up .venv first; PYTHON=... picks the interpreter for that (3.11 or newer)."
 
 tour: $(STAMP)
@@ -27,6 +28,9 @@ lab: $(STAMP)
 
 notebooks: $(STAMP)
 	@METASP_PROFILE=lite $(IN_VENV) metasp_lite tour --store
+
+bench: $(STAMP)
+	@$(IN_VENV) metasp_lite bench
 
 lint: $(STAMP)
 	@$(IN_VENV) ruff check . && $(IN_VENV) ruff format --check .

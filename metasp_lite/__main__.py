@@ -1,10 +1,10 @@
-"""The command line: ``python -m metasp_lite data`` and ``python -m metasp_lite tour``."""
+"""The command line: ``python -m metasp_lite data``, ``tour`` and ``bench``."""
 
 import argparse
 import sys
 from collections.abc import Sequence
 
-from metasp_lite import data, tour
+from metasp_lite import bench, data, tour
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -13,6 +13,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True)
     data.add_command(commands)
     tour.add_command(commands)
+    bench.add_command(commands)
     return parser
 
 

@@ -1,0 +1,62 @@
+"""Stored results: one JSON file each, with what is needed to obtain it again."""
+
+import json
+import os
+import platform
+import subprocess
+import tempfile
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+from metasp_lite import settings
+
+RESULTS_DIR = settings.PROJECT_DATA_DIR / "results"
+PACKAGES = ("torch", "torchvision", "numpy", "scipy", "scikit-learn")
+
+
+def provenance() -> dict[str, object]:
+    """Say with what a result was obtained: commit, whether code differed from it, versions, device, cores, date."""
+    return {
+        "commit": _git("rev-parse", "HEAD") or "unknown",
+        "uncommitted_changes": bool(_git("status", "--porcelain", "--", "metasp_lite", "pyproject.toml")),
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
+        "device": settings.device().type,
+        "processors": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "date": datetime.now(UTC).date().isoformat(),
+    }
+
+
+def write(path: Path, result: Mapping[str, object]) -> None:
+    """Write ``result`` and its provenance as JSON; the file is there whole or, when anything fails, as it was before.
+
+    Raises:
+        ValueError: for a NaN or an infinite number, which JSON does not have.
+        OSError: when the file cannot be written.
+    """
+    text = json.dumps({**result, "obtained_with": provenance()}, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def _git(*arguments: str) -> str:
+    """Return what git prints, or nothing outside a checkout."""
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(settings.PROJECT_DIR), *arguments], capture_output=True, text=True, check=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+    return done.stdout.strip()
