@@ -4,7 +4,6 @@ import json
 import os
 import platform
 import subprocess
-import tempfile
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -38,17 +37,19 @@ def write(path: Path, result: Mapping[str, object]) -> None:
         ValueError: for a NaN or an infinite number, which JSON does not have.
         OSError: when the file cannot be written.
     """
-    text = json.dumps({**result, "obtained_with": provenance()}, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
+    text = json.dumps({**result, "obtained_with": provenance()}, indent=2, allow_nan=False, ensure_ascii=False)
+    write_atomically(path, text + "\n")
+
+
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Write a file so that whoever looks finds the old content or the new, never half of either."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    part = path.with_name(f".{path.name}.part")
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+        part.write_bytes(content.encode() if isinstance(content, str) else content)
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def _git(*arguments: str) -> str:

@@ -20,10 +20,12 @@ from nbconvert import HTMLExporter
 from nbformat import NotebookNode
 from tqdm import tqdm
 
-from metasp_lite import settings
+from metasp_lite import results, settings
+from metasp_lite.results import write_atomically
 
 NOTEBOOKS_DIR = settings.PROJECT_DIR / "notebooks"
 OUT_DIR = settings.PROJECT_DIR / "build" / "tour"
+RECORD = results.RESULTS_DIR / "tour.json"  # the run times that the README quotes
 LITE_CELL_SECONDS = 600
 
 SELF_CHECK = "self-check passed"
@@ -205,30 +207,20 @@ def to_html(notebook: NotebookNode, title: str) -> str:
     return page
 
 
-def write_atomically(path: Path, content: str | bytes) -> None:
-    """Write a file so that whoever looks finds the old content or the new, never half of either."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.part")
-    try:
-        part.write_bytes(content.encode() if isinstance(content, str) else content)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
-
-
 def to_ipynb(notebook: NotebookNode) -> str:
     """Return the notebook as the text of its file, with the newline that JupyterLab ends it with."""
     return nbformat.writes(notebook, version=nbformat.NO_CONVERT) + "\n"
 
 
-def tour(notebooks: Sequence[Path], folder: Path, out: Path, store: bool = False) -> int:
+def tour(notebooks: Sequence[Path], folder: Path, out: Path, store: bool = False, record: Path | None = None) -> int:
     """Run the notebooks one after the other, print a line for each, and return how many failed.
 
     Copies with outputs and HTML pages go to ``out``; with ``store`` the outputs of a notebook that passed also go
-    back into its own file, and its README figures into ``folder/figures``.
+    back into its own file, and its README figures into ``folder/figures``. When all passed, their run times go to
+    ``record``.
     """
     cell_seconds = LITE_CELL_SECONDS if settings.profile() == "lite" else None
-    failed = 0
+    failed, runs = 0, []
     for path in notebooks:
         execution = execute(path, cell_seconds)
         copy = out / path.relative_to(folder)
@@ -239,8 +231,12 @@ def tour(notebooks: Sequence[Path], folder: Path, out: Path, store: bool = False
             write_atomically(path, to_ipynb(execution.notebook))
             for number, png in enumerate(figures(execution.notebook), start=1):
                 write_atomically(folder / "figures" / f"{path.stem}{f'-{number}' * (number > 1)}.png", png)
-        print(f"{path.relative_to(folder).with_suffix('')}  {execution.seconds:.0f} s  {execution.verdict}", flush=True)
+        name, checks = path.relative_to(folder).with_suffix("").as_posix(), count_self_checks(execution.notebook)
+        runs.append({"notebook": name, "wall_seconds": round(execution.seconds), "self_checks": checks})
+        print(f"{name}  {execution.seconds:.0f} s  {execution.verdict}", flush=True)
     print(f"{len(notebooks) - failed} of {len(notebooks)} notebooks passed; copies and HTML pages: {out}")
+    if record is not None and not failed:
+        results.write(record, {"settings": {"profile": settings.profile()}, "runs": runs})
     return failed
 
 
@@ -257,8 +253,9 @@ def stop_quietly() -> Iterator[None]:
 def run(arguments: argparse.Namespace) -> int:
     """Carry out ``tour`` and return its exit status: 1 if any notebook failed."""
     notebooks = find_notebooks(NOTEBOOKS_DIR, arguments.notebooks)
+    record = RECORD if arguments.store and not arguments.notebooks else None
     with stop_quietly():
-        return int(tour(notebooks, NOTEBOOKS_DIR, arguments.out.resolve(), arguments.store) > 0)
+        return int(tour(notebooks, NOTEBOOKS_DIR, arguments.out.resolve(), arguments.store, record) > 0)
 
 
 def add_command(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
