@@ -385,6 +385,14 @@ def test_extreme_eigenvalues_agree_with_a_dense_solver(size, damping):
     assert (curvature.products > 0) == (size >= 20)  # below 20 the dense matrix, beyond it products
 
 
+def test_extreme_eigenvalues_keep_four_digits_where_they_are_crowded():
+    """Neighbours 0.25 % away: the first twenty Lanczos vectors do not tell them apart, so that only the test of
+    convergence gives the digits."""
+    curvature = quadratic(with_spectrum(torch.linspace(1, 4, 300, dtype=torch.float64)))
+    assert curvature.largest_eigenvalue == pytest.approx(4, rel=1e-4)
+    assert curvature.smallest_eigenvalue == pytest.approx(1, rel=1e-4)
+
+
 def test_conjugate_gradients_raise_when_the_tolerance_is_out_of_reach():
     objective = logistic()
     curvature = Curvature(objective, randn(4, seed=6))
