@@ -53,14 +53,15 @@ def check_finite(values: Tensor, what: str) -> Tensor:
 
 
 class ExampleLosses:
-    """The loss of each example as a function of θ: ``losses(theta)`` is L(θ) ``(n,)``, FORMULAS' loss vector."""
+    """The loss of each example as a function of θ: ``losses(theta)`` is L(θ) ``(n,)``, the papers' loss vector."""
 
     def __init__(self, model: nn.Module, inputs: Tensor, labels: Tensor, loss: LossFunction = cross_entropy) -> None:
         """Hold ``inputs (n, …)`` and ``labels (n,)``; the model's own parameters are never read again or changed.
 
         Raises:
-            ValueError: when inputs and labels differ in number, when there are none, or when the model normalises
-                over the batch (a loss of ONE example does not exist then).
+            ValueError: when inputs and labels differ in number, when there are none, or when the model, in training
+                mode, normalises over the batch (a loss of ONE example does not exist then) or has dropout (the loss
+                is no function of θ then).
         """
         if len(inputs) != len(labels) or len(inputs) == 0:
             raise ValueError(f"{len(inputs)} inputs and {len(labels)} labels; give as many of both, at least one")
@@ -71,6 +72,9 @@ class ExampleLosses:
         ]
         if normalised:
             raise ValueError(f"layer {normalised[0]!r} mixes the examples of a batch; call model.eval() first")
+        random = [name for name, module in model.named_modules() if _drops_at_random(module)]
+        if random:
+            raise ValueError(f"layer {random[0]!r} draws anew at every call; call model.eval() first")
         self.model, self.inputs, self.labels, self.loss = model, inputs, labels, loss
         self._shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
         self._sizes = [shape.numel() for shape in self._shapes.values()]
@@ -92,7 +96,7 @@ class ExampleLosses:
 
 @dataclass(frozen=True)
 class Objective:
-    """J(θ) = (1/n) Σ ℓ(x_i, θ) + (λ/2)‖θ‖², FORMULAS §1.
+    """J(θ) = (1/n) Σ ℓ(x_i, θ) + (λ/2)‖θ‖², what training minimises.
 
     ``losses`` is an ``ExampleLosses`` or any function ``(theta, index=None) -> (n,)`` with a length; ``l2`` is λ ≥ 0.
     With ``l2=0`` it is the mean loss of a validation set, ℓ(V, θ).
@@ -229,6 +233,10 @@ class NegativeCurvatureError(ArithmeticError):
             f"met curvature {curvature:.3g} with damping {damping:.3g}: the Hessian is not positive definite here; "
             f"train to a minimum, raise the l2 regularisation, or raise the damping by more than {-curvature:.2g}"
         )
+
+
+def _drops_at_random(module: nn.Module) -> bool:
+    return isinstance(module, nn.modules.dropout._DropoutNd) and module.training and module.p > 0
 
 
 def _gradient_graph(objective: Callable[[Tensor], Tensor], theta: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""Influence of training examples on a validation loss, FORMULAS §1–2, and the truth it predicts.
+"""Influence of training examples on a validation loss (MetaSP, appendix B), and the truth it predicts.
 
 Sign everywhere: influence is d(validation loss)/d(example weight).  **Negative helps**: training more on the example
 lowers the validation loss.  (The MetaSP paper's prose calls such an example "positive".)
@@ -39,7 +39,7 @@ def pseudo_update_influence(
     """MetaSP's influence: differentiate ℓ(V, θ_K) after K pseudo-update steps with respect to the weights E; (n,).
 
     θ_{k+1} = θ_k − a ∇(J + EᵀL/n)(θ_k); at E = 0 the derivative is −(a/n) Σ_k ∇L(θ_k) u_k with u_{K−1} = ∇ℓ(V, θ_K)
-    and u_{k−1} = (I − aH(θ_k)) u_k (derived; FORMULAS §2).  The result is n times that, so that it has the scale of
+    and u_{k−1} = (I − aH(θ_k)) u_k (derived in notebook 02).  The result is n times that, so that it has the scale of
     ``influence``, where an example's weight is not divided by n.  Exact at any θ ``(P,)``, stationary or not.  At a
     stationary point it equals the Neumann series of ``steps`` terms.  Keeps K·P numbers.
 

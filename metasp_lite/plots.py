@@ -12,6 +12,7 @@ import numpy as np
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter
 from torch import Tensor
 
 from metasp_lite.metrics import pearson, sign_confusion
@@ -50,11 +51,14 @@ def image_grid(images: Tensor, titles: Sequence[str], *, columns: int = 8, headi
     return figure
 
 
-def two_classes(ax: Axes, inputs: Tensor, labels: Tensor, classes: Sequence[str], theta: Tensor) -> None:
-    """Scatter inputs (n, 2) by label and draw the line θᵀx = 0 on which both classes are equally likely."""
+def two_classes(
+    ax: Axes, inputs: Tensor, labels: Tensor, classes: Sequence[str], theta: Tensor, *, ringed: int
+) -> None:
+    """Scatter inputs (n, 2) by label, ring one, and draw the line θᵀx = 0 on which both classes are equally likely."""
     x, y, (first, second) = inputs.cpu().numpy(), labels.cpu().numpy(), theta.tolist()
     for label, (name, colour, marker) in enumerate(zip(classes, (BLUE, ORANGE), "o^", strict=True)):
         ax.scatter(*x[y == label].T, c=colour, marker=marker, s=28, label=name, edgecolor="white", linewidth=0.5)
+    ax.scatter(*x[ringed], s=140, facecolor="none", edgecolor="black", linewidth=1.2, label=f"example {ringed}")
     reach = np.abs(x).max() * 1.1
     across = np.array([-1, 1]) * 2 * reach / np.hypot(first, second)
     ax.plot(-second * across, first * across, color="black", linewidth=1.5, label="$θ^⊤x = 0$")
@@ -80,14 +84,18 @@ def optimum_travel(travel: OptimumTravel, surface: tuple[np.ndarray, np.ndarray,
     """
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4))
     left.contour(*surface, levels=12, colors="0.75", linewidths=0.8)
+    left.set(xlim=(surface[0][0], surface[0][-1]), ylim=(surface[1][0], surface[1][-1]))
     left.plot(*travel.optimum.T, color=BLUE, marker=".", label="retrained optimum")
     left.plot(*travel.optimum_first_order.T, color=ORANGE, linestyle="--", label="first-order prediction")
+    zero = int(np.abs(travel.epsilon).argmin())
+    left.plot(*travel.optimum[zero], "x", color="black", markersize=9, markeredgewidth=2, zorder=4, label="ε = 0")
     left.plot(*travel.optimum[at], "o", color=BLUE, markersize=9)
     left.plot(*travel.optimum_first_order[at], "s", color=ORANGE, markersize=7)
     left.set(xlabel="$θ_1$", ylabel="$θ_2$", title=f"contours of $J_ε$ at ε = {travel.epsilon[at]:+.3f}")
     left.legend(fontsize=8)
     right.plot(travel.epsilon, travel.validation, color=BLUE, marker=".", label="retrained")
     right.plot(travel.epsilon, travel.validation_first_order, color=ORANGE, linestyle="--", label="slope = influence")
+    right.plot(0, travel.validation[zero], "x", color="black", markersize=9, markeredgewidth=2, zorder=4, label="ε = 0")
     right.plot(travel.epsilon[at], travel.validation[at], "o", color=BLUE, markersize=9)
     right.plot(travel.epsilon[at], travel.validation_first_order[at], "s", color=ORANGE, markersize=7)
     right.set(xlabel="ε, extra weight of the example", ylabel="validation loss (nats)")
@@ -102,8 +110,14 @@ def predicted_against_true(ax: Axes, predicted: Tensor, true: Tensor, *, title: 
     margin = 0.05 * (high - low)
     ax.plot([low - margin, high + margin], [low - margin, high + margin], color="black", linewidth=1, label="equal")
     ax.scatter(x, y, s=22, color=BLUE, edgecolor="white", linewidth=0.5, zorder=3)
-    ax.set(xlabel="predicted change of the validation loss", ylabel="true change, retrained", title=title)
-    ax.ticklabel_format(style="sci", scilimits=(-2, 2), axis="both")
+    # one unit for both axes, a power of a thousandth, so that they read alike
+    power = max(0, int(np.ceil(-np.log10(max(abs(low), abs(high))) / 3)))
+    unit = {0: "nats", 1: "milli-nats", 2: "micro-nats"}.get(power, f"1e-{3 * power} nats")
+    ticks = FuncFormatter(lambda value, _: f"{value * 1000**power:g}")
+    for axis in (ax.xaxis, ax.yaxis):
+        axis.set_major_formatter(ticks)
+    ax.set(xlabel=f"predicted change of the validation loss ({unit})", ylabel=f"true change, retrained ({unit})")
+    ax.set_title(title)
     ax.set_aspect("equal", adjustable="datalim")
     ax.legend(fontsize=8)
 
@@ -122,15 +136,19 @@ def approximate_against_exact(ax: Axes, exact: Tensor, approximate: Tensor) -> N
     ax.legend(fontsize=8, loc="upper left")
 
 
-def sorted_influences(ax: Axes, influences: Tensor) -> None:
-    """Draw influences (n,) in ascending order; below zero helps, above zero hurts."""
-    values = np.sort(influences.cpu().numpy())
-    rank = np.arange(len(values))
-    for mask, colour, name in ((values <= 0, BLUE, "helps"), (values > 0, ORANGE, "hurts")):
-        ax.fill_between(rank, values, where=mask, step="mid", color=colour, alpha=0.8, label=f"{name}: {mask.sum()}")
-    ax.axhline(0, color="black", linewidth=0.8)
-    ax.set(xlabel="training examples, sorted", ylabel="influence I (nats per unit weight)")
-    ax.legend(fontsize=8)
+def damping_curves(
+    ax: Axes, dampings: Tensor, damped: Tensor, undamped: Tensor, true: Tensor, eigenvalues: Tensor
+) -> None:
+    """Draw, over dampings δ (S,), size and correlation with the true change of damped influences (S, n)."""
+    size = (damped.norm(dim=1) / undamped.norm()).cpu()
+    correlation = [pearson(-row, true) for row in damped]
+    ax.plot(dampings.cpu(), size, color=BLUE, marker="o", markersize=4, label="size, relative to undamped")
+    ax.plot(dampings.cpu(), correlation, color=ORANGE, marker="^", markersize=4, label="Pearson r with the truth")
+    for e in eigenvalues.tolist():
+        ax.axvline(e, color="0.5", linestyle=":")
+    ax.set(xscale="log", ylim=(0, 1.05), ylabel="ratio, correlation")
+    ax.set_xlabel("damping δ (dotted: the eigenvalues of H)")
+    ax.legend(fontsize=8, loc="lower left")
 
 
 def accuracy_against_cost(

@@ -1,4 +1,4 @@
-"""Approximations of H⁻¹v, FORMULAS §2: exact, identity, outer product, Neumann, conjugate gradients, LiSSA.
+"""Approximations of H⁻¹v: exact, identity, outer product, Neumann, conjugate gradients, LiSSA (notebook 02).
 
 Every solver is a frozen dataclass of its settings and is called as ``solver(curvature, v)`` with v ``(P,)``, giving an
 approximation of (H + δI)⁻¹v ``(P,)``.  The damping δ belongs to the ``Curvature``.  What a solve cost stands in
@@ -125,6 +125,7 @@ class ConjugateGradient(_Iterative):
     Stops after ``iterations`` products.  With a ``tolerance`` it stops as soon as ‖v − Hs‖ ≤ tolerance·‖v‖.
 
     Raises:
+        ValueError: for a tolerance that is not positive.
         NegativeCurvatureError: when it meets a direction p with pᵀHp ≤ 0.
         RuntimeError: when ``iterations`` products did not reach ``tolerance``.
     """
@@ -135,6 +136,8 @@ class ConjugateGradient(_Iterative):
     def iterates(self, curvature: Curvature, vector: Tensor) -> Iterator[Tensor]:
         """Yield the approximation after each product ``(P,)``."""
         _at_least_one("iterations", self.iterations)
+        if self.tolerance is not None and not self.tolerance > 0:
+            raise ValueError(f"tolerance={self.tolerance} must be above 0, or None to run all the iterations")
         solution = torch.zeros_like(vector)
         residual = check_finite(vector, "the right-hand side").clone()
         direction, square = residual.clone(), residual.dot(residual)

@@ -110,6 +110,7 @@ def execute(path: Path, cell_seconds: int | None = LITE_CELL_SECONDS) -> Executi
         iopub_timeout=60,
         coalesce_streams=True,
         record_timing=False,
+        shutdown_kernel="immediate",  # all cells are done by then: a kernel that is slow to leave has nothing to save
         extra_arguments=["--log-level=CRITICAL"],  # the kernel's own log: what the cells print comes another way
         resources={"metadata": {"path": str(path.parent)}},
     )
@@ -124,9 +125,6 @@ def execute(path: Path, cell_seconds: int | None = LITE_CELL_SECONDS) -> Executi
             try:
                 for number, index in enumerate(bar, start=1):
                     client.execute_cell(notebook.cells[index], index, execution_count=number)
-            except KeyboardInterrupt:
-                client.shutdown_kernel = "immediate"  # it is busy: there is nothing to wait for
-                raise
             except (CellExecutionError, CellTimeoutError, DeadKernelError) as problem:
                 summary = summarise(problem, cell_seconds)
                 error = f"FAILED in code cell {number} of {len(code_cells)}: {summary}"

@@ -42,16 +42,21 @@ def travel_of_optimum(problem: Problem, example: int, epsilons: np.ndarray) -> p
     )
 
 
-def epsilon_explorer(problem: Problem, *, largest: float = 0.1) -> tuple[ipywidgets.Widget, Draw]:
-    """Sliders for an example and its extra weight ε; draws the optimum's travel and the validation loss along ε."""
-    epsilons = np.linspace(-1 / len(problem.objective.losses), largest, 13)
+def epsilon_explorer(problem: Problem, *, example: int = 0, largest: float = 0.1) -> tuple[ipywidgets.Widget, Draw]:
+    """Sliders for an example and its extra weight ε; draws the optimum's travel and the validation loss along ε.
+
+    ε runs from −1/n, the example left out, over 0 to ``largest``; ``example`` is where its slider starts.
+    """
+    left_out = -1 / len(problem.objective.losses)
+    epsilons = np.concatenate([[left_out, left_out / 2], np.linspace(0, largest, 11)])
 
     travel = cache(lambda example: travel_of_optimum(problem, example, epsilons))
 
     def draw(example: int, epsilon: float) -> None:
         path = travel(example)
         at = int(np.abs(epsilons - epsilon).argmin())
-        centre, reach = path.optimum[at], 0.6 * np.ptp(path.optimum, axis=0).max() + 0.05
+        points = np.concatenate([path.optimum, path.optimum_first_order])
+        centre, reach = (points.max(axis=0) + points.min(axis=0)) / 2, 0.6 * np.ptp(points, axis=0).max() + 0.02
         axes = [np.linspace(c - reach, c + reach, 41) for c in centre]
         objective = _reweighted(problem, example, float(epsilons[at]))
         grid = torch.cartesian_prod(*(torch.as_tensor(axis).to(problem.start) for axis in axes))
@@ -60,7 +65,7 @@ def epsilon_explorer(problem: Problem, *, largest: float = 0.1) -> tuple[ipywidg
         plt.show()
 
     sliders = {
-        "example": ipywidgets.IntSlider(0, 0, len(problem.objective.losses) - 1, continuous_update=False),
+        "example": ipywidgets.IntSlider(example, 0, len(problem.objective.losses) - 1, continuous_update=False),
         "epsilon": ipywidgets.SelectionSlider(
             options=[(f"{e:+.3f}", float(e)) for e in epsilons], value=float(epsilons[-1]), continuous_update=False
         ),

@@ -205,6 +205,14 @@ def test_batch_normalisation_without_running_averages_mixes_examples_even_in_eva
         ExampleLosses(model, torch.zeros(6, 4), torch.zeros(6, dtype=torch.long))
 
 
+def test_dropout_is_refused_in_training_and_accepted_in_evaluation():
+    model = nn.Sequential(nn.Linear(4, 3), nn.Dropout(0.5))
+    inputs, labels = torch.zeros(2, 4), torch.tensor([0, 1])
+    with pytest.raises(ValueError, match=r"layer '1' draws anew at every call; call model.eval\(\) first"):
+        ExampleLosses(model, inputs, labels)
+    ExampleLosses(model.eval(), inputs, labels)
+
+
 def test_cross_entropies_are_minus_the_log_of_the_probability_of_the_label():
     logits = 3 * randn(5, 3, seed=0)
     labels = torch.tensor([0, 2, 1, 1, 0])

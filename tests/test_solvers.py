@@ -404,6 +404,7 @@ def test_conjugate_gradients_raise_when_the_tolerance_is_out_of_reach():
 @pytest.mark.parametrize(
     ("solver", "message"),
     [
+        (ConjugateGradient(5, tolerance=-1e-3), r"tolerance=-0.001 must be above 0"),
         (Neumann(0), "terms=0 must be at least 1"),
         (Neumann(-3), "terms=-3 must be at least 1"),
         (ConjugateGradient(0), "iterations=0 must be at least 1"),
