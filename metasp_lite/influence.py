@@ -38,10 +38,10 @@ def pseudo_update_influence(
 ) -> Tensor:
     """MetaSP's influence: differentiate ℓ(V, θ_K) after K pseudo-update steps with respect to the weights E; (n,).
 
-    θ_{k+1} = θ_k − a ∇(J + EᵀL/n)(θ_k); at E = 0 the derivative is −(a/n) Σ_k ∇L(θ_k) u_k with u_{K−1} = ∇ℓ(V, θ_K)
-    and u_{k−1} = (I − aH(θ_k)) u_k (derived in notebook 02).  The result is n times that, so that it has the scale of
-    ``influence``, where an example's weight is not divided by n.  Exact at any θ ``(P,)``, stationary or not.  At a
-    stationary point it equals the Neumann series of ``steps`` terms.  Keeps K·P numbers.
+    θ_{k+1} = θ_k − a ∇(J + EᵀL/n)(θ_k); at E = 0 the derivative is −(a/n) Σ_{k<K} ∇L(θ_k) u_{k+1} with
+    u_K = ∇ℓ(V, θ_K) and u_k = (I − aH(θ_k)) u_{k+1} (derived in notebook 02).  The result is n times that, so that
+    it has the scale of ``influence``, where an example's weight is not divided by n.  Exact at any θ ``(P,)``,
+    stationary or not.  At a stationary point it equals the Neumann series of ``steps`` terms.  Keeps K·P numbers.
 
     Raises:
         ValueError: for a step that is not positive, or fewer than one step.

@@ -83,7 +83,9 @@ def optimum_travel(travel: OptimumTravel, surface: tuple[np.ndarray, np.ndarray,
     ``surface`` is two grids of parameters and J_ε over them, as for ``Axes.contour``.
     """
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4))
-    left.contour(*surface, levels=12, colors="0.75", linewidths=0.8)
+    height = surface[2]  # levels that crowd towards the bottom show where the minimum is
+    levels = height.min() + np.ptp(height) * np.linspace(0.03, 0.9, 12) ** 2
+    left.contour(*surface, levels=levels, colors="0.75", linewidths=0.8)
     left.set(xlim=(surface[0][0], surface[0][-1]), ylim=(surface[1][0], surface[1][-1]))
     left.plot(*travel.optimum.T, color=BLUE, marker=".", label="retrained optimum")
     left.plot(*travel.optimum_first_order.T, color=ORANGE, linestyle="--", label="first-order prediction")
@@ -173,10 +175,10 @@ def accuracy_against_cost(
         heights = {name: measure(exact, values) for name, values in levels.items()}
         if label in constant:
             heights["constant guess"] = constant[label]
-        for (name, height), dashes in zip(heights.items(), ((4, 2), (1, 2), (8, 2, 1, 2)), strict=False):
+        for (name, height), dashes in zip(heights.items(), ((5, 4), (1, 3), (1, 1)), strict=False):
             ax.axhline(height, color="0.4", linewidth=1.1, dashes=dashes, label=name)
         for (name, path), colour, style in zip(
-            lines.items(), (GREEN, PURPLE, BLUE, BROWN), ("-", "-.", "-", "--"), strict=False
+            lines.items(), (GREEN, PURPLE, BLUE, BROWN), ("-", "-.", "--", ":"), strict=False
         ):
             ax.plot(list(path), [measure(exact, v) for v in path.values()], color=colour, linestyle=style, label=name)
         for (name, path), marker in zip(points.items(), "os^", strict=False):

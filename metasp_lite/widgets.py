@@ -99,7 +99,8 @@ def approximation_explorer(
         plots.approximate_against_exact(ax, exact, approximate)
         ax.set_title(
             f"K = {steps}, step = {step:g}/λmax, λ = {l2:g}: {signs.agreement} of {signs.total} signs\n"
-            f"(constant guess {signs.baseline}), r = {pearson(exact, approximate):.3f}",
+            f"(constant guess {signs.baseline}), balanced {signs.balanced_accuracy:.2f}, "
+            f"r = {pearson(exact, approximate):.2f}",
             fontsize=10,
         )
         plt.show()

@@ -83,9 +83,11 @@ def test_epsilon_explorer_draws_the_optimum_inside_its_contours(shoes):
     plt.close("all")
     draw(example=55, epsilon=0.1)
     left, right = plt.gcf().axes
-    dot = left.lines[2].get_xydata()[0]
+    dot = left.lines[3].get_xydata()[0]
     assert left.get_xlim()[0] < dot[0] < left.get_xlim()[1]
     assert "+0.100" in left.get_title()
+    innermost = left.collections[0].get_paths()[0].vertices  # the lowest level encloses the retrained optimum
+    assert np.hypot(*(innermost.mean(axis=0) - dot)) < 0.25 * np.hypot(*np.ptp(innermost, axis=0))
     assert right.lines[0].get_ydata()[-1] > right.lines[0].get_ydata()[0]  # example 55 hurts
 
 
