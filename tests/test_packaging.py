@@ -2,6 +2,7 @@
 
 import ast
 import importlib.metadata
+import json
 import os
 import sys
 import tomllib
@@ -117,3 +118,32 @@ def test_readme_names_both_commands_and_ci_runs_the_second():
     ci = ROOT / ".ci" / "run"
     assert ci.read_text().splitlines()[-1] == "make test"
     assert os.access(ci, os.X_OK)
+
+
+def readme_row(start: str) -> list[str]:
+    """Cells of the one README table row whose first cell begins so."""
+    rows = [line for line in (ROOT / "README.md").read_text().splitlines() if line.startswith(f"| {start}")]
+    assert len(rows) == 1, f"{len(rows)} rows begin with {start!r}"
+    return [cell.strip() for cell in rows[0].strip("|").split("|")]
+
+
+def test_readme_quotes_the_recorded_run_time_of_every_notebook():
+    runs = json.loads((ROOT / "data/results/tour.json").read_text())["runs"]
+    assert {run["notebook"] for run in runs} == {path.stem for path in (ROOT / "notebooks").glob("*.ipynb")}
+    for run in runs:
+        assert readme_row(f"[{run['notebook'][:2]}]")[-1] == f"{run['wall_seconds']} s"
+
+
+def test_readme_quotes_the_recorded_benchmark():
+    runs = json.loads((ROOT / "data/results/bench/toy.json").read_text())["runs"]
+    rows = {
+        "exact influence": "exact_cpu_seconds",
+        "… extra memory": "exact_extra_mib",
+        "conjugate gradients: right signs": "cg_signs_right_after_20_products",
+        "… products to 990": "cg_products_to_990",
+        "… products to all": "cg_products_to_1000",
+        "… CPU seconds to all": "cg_cpu_seconds_to_1000_median",
+    }
+    for start, key in rows.items():
+        values = [run[key] for run in runs]
+        assert readme_row(start)[-1] == f"{min(values):g} to {max(values):g}", key
