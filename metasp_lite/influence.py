@@ -99,6 +99,7 @@ def leave_one_out(
         RuntimeError: when θ̂ is no optimum, or when retraining does not reach ‖∇J₋ᵢ‖ ≤ ``tolerance``.
     """
     objective, n = curvature.objective, len(curvature.objective.losses)
+    examples = examples.to(curvature.theta.device)
     if curvature.damping:
         raise ValueError(f"damping={curvature.damping}: give the undamped curvature, retraining knows no damping")
     if len(examples) == 0 or int(examples.min()) < 0 or int(examples.max()) >= n:

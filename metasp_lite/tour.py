@@ -4,10 +4,12 @@ import argparse
 import base64
 import contextlib
 import os
+import shutil
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 import nbformat
@@ -25,6 +27,7 @@ from metasp_lite.results import write_atomically
 
 NOTEBOOKS_DIR = settings.PROJECT_DIR / "notebooks"
 OUT_DIR = settings.PROJECT_DIR / "build" / "tour"
+MATHJAX = "mathjax"  # folder beside the pages
 RECORD = results.RESULTS_DIR / "tour.json"  # the run times that the README quotes
 LITE_CELL_SECONDS = 600
 
@@ -38,7 +41,7 @@ KERNELSPEC = {"display_name": "Python 3 (ipykernel)", "language": "python", "nam
 LANGUAGE_INFO = {"file_extension": ".py", "mimetype": "text/x-python", "name": "python", "pygments_lexer": "ipython3"}
 
 # The page loads no script that it does not need: require.js and mermaid serve widgets and diagrams, which it lacks.
-# MathJax stays: it comes from the network, and without one the formulas read as their TeX source.
+# MathJax is copied beside the pages, so that formulas show without a network.
 PAGE = """{% extends 'lab/index.html.j2' %}
 {% block html_head_js_requirejs %}{% endblock %}
 {% block html_head_js_mermaidjs %}{% endblock %}"""
@@ -198,9 +201,10 @@ def figures(notebook: NotebookNode) -> list[bytes]:
     ]
 
 
-def to_html(notebook: NotebookNode, title: str) -> str:
-    """Return the notebook as one page with its images inside."""
-    exporter = HTMLExporter(raw_template=PAGE, embed_images=True)
+def to_html(notebook: NotebookNode, title: str, mathjax: str) -> str:
+    """Return the notebook as one page; ``mathjax`` is the way from the page to MathJax."""
+    url = f"{mathjax}/MathJax.js?config=TeX-AMS-MML_HTMLorMML-full,Safe"
+    exporter = HTMLExporter(raw_template=PAGE, mathjax_url=url)
     page, _ = exporter.from_notebook_node(notebook, {"metadata": {"name": title}})
     return page
 
@@ -208,6 +212,13 @@ def to_html(notebook: NotebookNode, title: str) -> str:
 def to_ipynb(notebook: NotebookNode) -> str:
     """Return the notebook as the text of its file, with the newline that JupyterLab ends it with."""
     return nbformat.writes(notebook, version=nbformat.NO_CONVERT) + "\n"
+
+
+def keep(execution: Execution, out: Path, place: Path) -> None:
+    """Write the executed copy and its page to ``place`` below ``out``, beside the copied MathJax."""
+    write_atomically(out / place, to_ipynb(execution.notebook))
+    page = to_html(execution.notebook, place.stem, "../" * (len(place.parts) - 1) + MATHJAX)
+    write_atomically((out / place).with_suffix(".html"), page)
 
 
 def tour(notebooks: Sequence[Path], folder: Path, out: Path, store: bool = False, record: Path | None = None) -> int:
@@ -221,9 +232,10 @@ def tour(notebooks: Sequence[Path], folder: Path, out: Path, store: bool = False
     failed, runs = 0, []
     for path in notebooks:
         execution = execute(path, cell_seconds)
-        copy = out / path.relative_to(folder)
-        write_atomically(copy, to_ipynb(execution.notebook))
-        write_atomically(copy.with_suffix(".html"), to_html(execution.notebook, path.stem))
+        if not runs:
+            mathjax = Path(find_spec("jupyter_server_mathjax").origin).parent / "static"
+            shutil.copytree(mathjax, out / MATHJAX, dirs_exist_ok=True)
+        keep(execution, out, path.relative_to(folder))
         failed += execution.error is not None
         if store and execution.error is None:
             write_atomically(path, to_ipynb(execution.notebook))

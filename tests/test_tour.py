@@ -1,4 +1,5 @@
-"""The headless runner, on notebooks of a few cells that import nothing heavy."""
+"""The headless runner, on notebooks of a few cells that import json
+import nothing heavy."""
 
 import os
 import signal
@@ -43,6 +44,7 @@ def course(tmp_path, monkeypatch):
     folder = tmp_path / "notebooks"
     folder.mkdir()
     monkeypatch.setattr(tour, "NOTEBOOKS_DIR", folder)
+    monkeypatch.setattr(tour, "RECORD", tmp_path / "tour.json")
     monkeypatch.delenv("METASP_PROFILE", raising=False)
     return folder
 
@@ -65,8 +67,9 @@ def test_a_failing_notebook_does_not_hide_the_next_one(course, capsys):
     assert end.startswith("1 of 2 notebooks passed")
     out = course.parent / "out"
     assert {path.name for path in out.iterdir()} == {
-        "01-bad.ipynb", "01-bad.html", "02-good.ipynb", "02-good.html",
+        "01-bad.ipynb", "01-bad.html", "02-good.ipynb", "02-good.html", "mathjax",
     }  # fmt: skip
+    assert (out / "mathjax" / "MathJax.js").exists()
     assert read(out / "01-bad.ipynb").cells[2].outputs[0].ename == "ValueError"
     assert "boom" in (out / "01-bad.html").read_text()
     assert str(course) in read(out / "02-good.ipynb").cells[1].outputs[0].text  # the kernel works in its folder
@@ -127,6 +130,8 @@ def test_store_writes_clean_outputs_and_figures_back(course):
     assert stored.cells[2].outputs[0].data == {"text/plain": "slider"}
     assert (course / "figures" / "01-good.png").read_bytes().startswith(b"\x89PNG")
     assert not list(course.rglob("*.part"))
+    (run,) = json.loads((course.parent / "tour.json").read_text())["runs"]
+    assert (run["notebook"], run["self_checks"]) == ("01-good", 1)
 
 
 def test_without_store_or_after_a_failure_the_notebook_is_untouched(course):
@@ -186,11 +191,19 @@ def test_a_course_without_notebooks_is_an_error(course, capsys):
 
 
 def test_page_asks_the_network_for_nothing_but_its_formulas(course):
-    page = tour.to_html(new_notebook(cells=[new_markdown_cell("$x$")]), "t")
+    page = tour.to_html(new_notebook(cells=[new_markdown_cell("$x$")]), "t", "../mathjax")
     sources = [
         tag.split('src="')[1].split('"')[0] for tag in page.split("<") if tag.startswith("script") and "src=" in tag
     ]
-    assert ["mathjax" in source for source in sources] == [True]
+    assert sources == ["../mathjax/MathJax.js?config=TeX-AMS-MML_HTMLorMML-full,Safe"]
+
+
+def test_page_keeps_a_folded_answer_folded(course):
+    """The formula stands between the tags, not behind an element that was closed too early."""
+    answer = "<details><summary>why?</summary>\n\nbecause $x$\n\n</details>"
+    page = tour.to_html(new_notebook(cells=[new_markdown_cell(answer)]), "t", "mathjax")
+    body = page.partition("<summary>why?</summary>")[2]
+    assert -1 < body.find("because") < body.find("</details>")
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path, monkeypatch):
