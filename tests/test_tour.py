@@ -1,6 +1,7 @@
 """The headless runner, on notebooks of a few cells that import json
 import nothing heavy."""
 
+import json
 import os
 import signal
 import subprocess
