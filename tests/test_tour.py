@@ -1,5 +1,4 @@
-"""The headless runner, on notebooks of a few cells that import json
-import nothing heavy."""
+"""The headless runner, on notebooks of a few cells that import nothing heavy."""
 
 import json
 import os
