@@ -9,7 +9,7 @@ from concurrent.futures import ProcessPoolExecutor
 import torch
 from tqdm import tqdm
 
-from metasp_lite import problems, results
+from metasp_lite import problems, results, settings
 from metasp_lite.functional import Curvature, gradient, loss_directional_derivatives
 from metasp_lite.influence import influence
 from metasp_lite.metrics import sign_confusion
@@ -18,6 +18,7 @@ from metasp_lite.solvers import ConjugateGradient, Exact
 
 OUT = results.RESULTS_DIR / "bench" / "toy.json"
 REPEATS = 5
+TOY = {"l2": 0.03, "hidden": 8}
 
 
 def add_command(subparsers: argparse._SubParsersAction) -> None:
@@ -38,16 +39,15 @@ def run(arguments: argparse.Namespace) -> int:
     for row in rows:
         print("  ".join(f"{name} {value}" for name, value in row.items()))
     wall = round(time.perf_counter() - began, 1)
-    settings_ = {"threads": 1, "l2": 0.03, "hidden": 8, "repeats": REPEATS}
-    results.write(OUT, {"settings": settings_, "runs": rows, "wall_seconds": wall})
-    print(f"stored in {OUT.relative_to(results.settings.PROJECT_DIR)}")
+    results.write(OUT, {"settings": {"threads": 1, **TOY, "repeats": REPEATS}, "runs": rows, "wall_seconds": wall})
+    print(f"stored in {OUT.relative_to(settings.PROJECT_DIR)}")
     return 0
 
 
 def measure(seed: int) -> dict[str, float | int | None]:
     """Train the toy from ``seed`` and measure its exact and its conjugate-gradient influences on one thread."""
     torch.set_num_threads(1)
-    problem = problems.toy(seed=seed)
+    problem = problems.toy(**TOY, seed=seed)
     theta = minimise(problem.objective, problem.start)
     losses, validation = problem.objective.losses, problem.validation
     loss_directional_derivatives(losses, theta, theta)  # so that first-use costs of torch are in no measurement

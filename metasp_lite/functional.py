@@ -168,7 +168,7 @@ class Curvature:
     def on_batch(self, vector: Tensor, index: Tensor) -> Tensor:
         """(H_B + δI) v with the Hessian of the examples in ``index (B,)`` instead of all n."""
         self.products += len(index) / len(self.objective.losses)
-        leaf, gradient_ = _gradient_graph(lambda theta, _=None: self.objective(theta, index), self.theta)
+        leaf, gradient_ = _gradient_graph(lambda theta: self.objective(theta, index), self.theta)
         (product,) = torch.autograd.grad(gradient_, leaf, vector)
         return check_finite(product, "a Hessian-vector product of a batch") + self.damping * vector
 

@@ -63,6 +63,5 @@ def _lbfgs(objective: Objective, theta: Tensor, steps: int) -> Tensor:
         value.backward()
         return value
 
-    if steps:
-        optimiser.step(closure)
+    optimiser.step(closure)
     return check_finite(leaf.detach(), "the trained parameters")

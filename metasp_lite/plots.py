@@ -17,8 +17,7 @@ from torch import Tensor
 
 from metasp_lite.metrics import pearson, sign_confusion
 
-PALETTE = sns.color_palette("colorblind").as_hex()
-BLUE, ORANGE, GREEN, RED, PURPLE, BROWN, PINK, GREY = PALETTE[:8]
+BLUE, ORANGE, GREEN, _, PURPLE, BROWN = sns.color_palette("colorblind").as_hex()[:6]
 
 
 def use_style() -> None:

@@ -64,8 +64,7 @@ def toy(
     Pixels scaled to 0…1, float64; P = 6,370 with 8 hidden units.  The paper prints neither width nor regularisation
     nor optimiser; those here are ours.  ``seed`` draws the starting weights.
     """
-    train = data.first_per_class(data.load("fashion-mnist", "train", source="bundled"), train_per_class)
-    test = data.first_per_class(data.load("fashion-mnist", "test", source="bundled"), test_per_class)
+    train, test = _bundled("train", train_per_class), _bundled("test", test_per_class)
     model = toy_mlp(hidden=hidden, seed=seed).to(settings.device())
     losses = [ExampleLosses(model, _vectors(images), images.labels.to(settings.device())) for images in (train, test)]
     return Problem(model, Objective(losses[0], l2), Objective(losses[1]), flatten_parameters(model), train, test)
@@ -76,8 +75,13 @@ def _vectors(images: data.ImageSet) -> Tensor:
     return images.images.to(settings.device()).flatten(1).double() / 255
 
 
+def _bundled(split: data.Split, per_class: int) -> data.ImageSet:
+    """Return the first images of each class from the bundled subset, whatever other sources a machine has."""
+    return data.first_per_class(data.load("fashion-mnist", split, source="bundled"), per_class)
+
+
 def _two_classes(split: data.Split, per_class: int) -> data.ImageSet:
-    whole = data.first_per_class(data.load("fashion-mnist", split, source="bundled"), per_class)
+    whole = _bundled(split, per_class)
     names = ("Sneaker", "Ankle boot")
     first, second = (whole.classes.index(name) for name in names)
     keep = (whole.labels == first) | (whole.labels == second)

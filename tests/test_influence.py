@@ -236,13 +236,17 @@ def test_leave_one_out_refuses_a_stationary_point_that_is_no_minimum():
     assert caught.value.curvature == pytest.approx(-1)
 
 
-def test_leave_one_out_refuses_a_validation_loss_that_is_not_finite(fitted_ridge):
-    data, curvature = fitted_ridge
+def nan_validation(data):
+    """Return the mean loss of the held-out examples with a NaN among their inputs."""
     x, y = (part.clone() for part in data.held_out)
     x[0] = math.nan
-    bad = Objective(ExampleLosses(data.objective.losses.model, x, y, data.objective.losses.loss))
+    return Objective(ExampleLosses(data.objective.losses.model, x, y, data.objective.losses.loss))
+
+
+def test_leave_one_out_refuses_a_validation_loss_that_is_not_finite(fitted_ridge):
+    data, curvature = fitted_ridge
     with pytest.raises(FloatingPointError, match="a change of the validation loss is nan"):
-        leave_one_out(curvature, bad, torch.tensor([0]))
+        leave_one_out(curvature, nan_validation(data), torch.tensor([0]))
 
 
 # ------------------------------------------------------------------------------------------------- pseudo-updates
@@ -353,8 +357,5 @@ def test_a_pseudo_update_that_explodes_is_refused(fitted_ridge):
 
 def test_pseudo_update_refuses_a_validation_loss_that_is_not_finite(fitted_ridge):
     data, _ = fitted_ridge
-    x, y = (part.clone() for part in data.held_out)
-    x[0] = math.nan
-    bad = Objective(ExampleLosses(data.objective.losses.model, x, y, data.objective.losses.loss))
     with pytest.raises(FloatingPointError, match="an influence is nan"):
-        pseudo_update_influence(data.objective, bad, randn(8, seed=6), step=0.1)
+        pseudo_update_influence(data.objective, nan_validation(data), randn(8, seed=6), step=0.1)
