@@ -52,6 +52,17 @@ def check_finite(values: Tensor, what: str) -> Tensor:
     return values
 
 
+def refuse_dropout(model: nn.Module) -> None:
+    """Do nothing for a model whose losses are a function of θ.
+
+    Raises:
+        ValueError: when a dropout layer is in training mode and draws anew at every call; names the layer.
+    """
+    for name, module in model.named_modules():
+        if isinstance(module, nn.modules.dropout._DropoutNd) and module.training and module.p > 0:
+            raise ValueError(f"layer {name!r} draws anew at every call; set its p to 0 or call model.eval() first")
+
+
 class ExampleLosses:
     """The loss of each example as a function of θ: ``losses(theta)`` is L(θ) ``(n,)``, the papers' loss vector."""
 
@@ -72,9 +83,7 @@ class ExampleLosses:
         ]
         if normalised:
             raise ValueError(f"layer {normalised[0]!r} mixes the examples of a batch; call model.eval() first")
-        random = [name for name, module in model.named_modules() if _drops_at_random(module)]
-        if random:
-            raise ValueError(f"layer {random[0]!r} draws anew at every call; call model.eval() first")
+        refuse_dropout(model)
         self.model, self.inputs, self.labels, self.loss = model, inputs, labels, loss
         self._shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
         self._sizes = [shape.numel() for shape in self._shapes.values()]
@@ -233,10 +242,6 @@ class NegativeCurvatureError(ArithmeticError):
             f"met curvature {curvature:.3g} with damping {damping:.3g}: the Hessian is not positive definite here; "
             f"train to a minimum, raise the l2 regularisation, or raise the damping by more than {-curvature:.2g}"
         )
-
-
-def _drops_at_random(module: nn.Module) -> bool:
-    return isinstance(module, nn.modules.dropout._DropoutNd) and module.training and module.p > 0
 
 
 def _gradient_graph(objective: Callable[[Tensor], Tensor], theta: Tensor) -> tuple[Tensor, Tensor]:

@@ -6,7 +6,6 @@ lowers the validation loss.  (The MetaSP paper's prose calls such an example "po
 
 from collections.abc import Callable
 
-import torch
 from torch import Tensor
 from torch.func import grad, vmap
 
@@ -17,6 +16,7 @@ from metasp_lite.functional import (
     gradient,
     loss_directional_derivatives,
 )
+from metasp_lite.pseudo_update import PseudoUpdate, SGDRule
 from metasp_lite.solvers import Exact, Solver
 
 ScalarLoss = Callable[[Tensor], Tensor]  # θ (P,) -> ()
@@ -49,30 +49,10 @@ def pseudo_update_influence(
     """
     if not step > 0 or steps < 1:
         raise ValueError(f"step={step}, steps={steps}: the step must be positive and there must be at least one")
-    path = [theta.detach()]
-    for _ in range(steps):
-        path.append(check_finite(path[-1] - step * gradient(objective, path[-1]), "a pseudo-update"))
-    adjoint = gradient(validation, path.pop())
-    total = torch.zeros(len(objective.losses), dtype=theta.dtype, device=theta.device)
-    for point in reversed(path):
-        directional, product = _jacobian_and_hessian_product(objective, point, adjoint)
-        total -= step * directional
-        adjoint = adjoint - step * product
-    return check_finite(total, "an influence")
-
-
-def _jacobian_and_hessian_product(objective: Objective, theta: Tensor, vector: Tensor) -> tuple[Tensor, Tensor]:
-    """∇L(θ)u ``(n,)`` and H(θ)u ``(P,)`` together, from one gradient graph.
-
-    With weights w on the losses, g(θ, w) = ∇_θ (wᵀL)/n + λθ: differentiating gᵀu with respect to θ gives Hu, with
-    respect to w gives ∇L u/n, and both share the backward pass.
-    """
-    leaf = theta.detach().clone().requires_grad_()
-    losses = objective.losses(leaf)
-    weights = torch.ones_like(losses, requires_grad=True)
-    (gradient_,) = torch.autograd.grad(losses.dot(weights) / len(losses), leaf, create_graph=True)
-    product, directional = torch.autograd.grad(gradient_, (leaf, weights), vector)
-    return len(losses) * directional.detach(), product + objective.l2 * vector
+    rule = SGDRule(step, weight_decay=objective.l2)
+    pseudo = PseudoUpdate(lambda parameters: objective.losses(*parameters), [theta], [rule], [None], steps=steps)
+    (total,) = pseudo.influences([gradient(validation, *pseudo.parameters)])
+    return len(total) * total
 
 
 def leave_one_out(

@@ -208,7 +208,7 @@ def test_batch_normalisation_without_running_averages_mixes_examples_even_in_eva
 def test_dropout_is_refused_in_training_and_accepted_in_evaluation():
     model = nn.Sequential(nn.Linear(4, 3), nn.Dropout(0.5))
     inputs, labels = torch.zeros(2, 4), torch.tensor([0, 1])
-    with pytest.raises(ValueError, match=r"layer '1' draws anew at every call; call model.eval\(\) first"):
+    with pytest.raises(ValueError, match=r"layer '1' draws anew at every call; set its p to 0"):
         ExampleLosses(model, inputs, labels)
     ExampleLosses(model.eval(), inputs, labels)
 

@@ -1,0 +1,161 @@
+"""The MetaSP step: a batch's influence on stability and plasticity, fused into the weights of one real step.
+
+Source: MetaSP, sections 4.2 and 4.3 and algorithm 1.  Negative influence helps: more weight on the example lowers the
+validation loss.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from metasp_lite.functional import LossFunction, cross_entropy, refuse_dropout
+from metasp_lite.pareto import min_norm_pair
+from metasp_lite.pseudo_update import Parameters, PseudoUpdate, SGDRule, mean_and_gradient
+
+Examples = tuple[Tensor, Tensor]  # inputs (n, …) and labels (n,)
+
+
+class Fusion(NamedTuple):
+    """Two influence vectors made into the weights of the real step's loss Σ w_i ℓ(x_i, θ)."""
+
+    gamma: Tensor  # (), the share of stability
+    influence: Tensor  # (n,), I* = γ I_S + (1−γ) I_P, of the influences as the variant scales them
+    weights: Tensor  # (n,), w; the plain mean loss has 1/n; may be negative
+
+
+Variant = Callable[[Tensor, Tensor, Tensor, Tensor], Fusion]
+
+
+def paper(stability: Tensor, plasticity: Tensor, stability_loss: Tensor, plasticity_loss: Tensor) -> Fusion:
+    """Minimise ℓ(B) − I*ᵀL(B) as the paper prints it (eq. 12): w = 1/n − I*, with the closed-form γ* (eq. 11).
+
+    Takes I_S and I_P ``(n,)`` and the two validation losses after the pseudo-update, which it has no use for.
+    """
+    gamma, fused = min_norm_pair(stability, plasticity)
+    return Fusion(gamma, fused, 1 / len(fused) - fused)
+
+
+def official(stability: Tensor, plasticity: Tensor, stability_loss: Tensor, plasticity_loss: Tensor) -> Fusion:
+    """Weigh as the authors' code does: each influence is first rescaled to the norm ℓ(V, θ').
+
+    γ* is then clipped to [0.001, 0.999], and w = (1 − I*) / Σ(1 − I*).  Takes I_S and I_P ``(n,)`` and the two
+    validation losses ``()`` after the pseudo-update.  An influence that is zero everywhere stays zero.
+
+    Raises:
+        FloatingPointError: when Σ(1 − I*) is not positive, so that no such weights exist.
+    """
+    stability, plasticity = _rescaled(stability, stability_loss), _rescaled(plasticity, plasticity_loss)
+    gamma = min_norm_pair(stability, plasticity).gamma.clamp(0.001, 0.999)
+    fused = gamma * stability + (1 - gamma) * plasticity
+    total = (1 - fused).sum()
+    if not total > 0:
+        raise FloatingPointError(
+            f"the weights sum to {total.item():.3g} before normalisation: the validation losses "
+            f"{stability_loss.item():.3g} and {plasticity_loss.item():.3g} are too large for a batch of {len(fused)}; "
+            "lower the learning rate, enlarge the batch or use the variant 'paper'"
+        )
+    return Fusion(gamma, fused, (1 - fused) / total)
+
+
+def _rescaled(influence: Tensor, norm: Tensor) -> Tensor:
+    largest = influence.abs().max()  # divided out first: the square of a small influence would vanish
+    unit = influence / torch.where(largest > 0, largest, 1.0)
+    length = torch.linalg.vector_norm(unit)
+    return unit * (norm / torch.where(length > 0, length, 1.0))
+
+
+@dataclass(frozen=True)
+class MetaSPStep:
+    """One step, computed but not taken."""
+
+    losses: Tensor  # (n,), L(θ) of the batch
+    stability: Tensor  # (n,), I_S = ∂ℓ(V_old, θ_K)/∂E
+    plasticity: Tensor  # (n,), I_P = ∂ℓ(V_new, θ_K)/∂E
+    fusion: Fusion
+    gradient: dict[str, Tensor]  # ∇_θ Σ w_i ℓ(x_i, θ), by parameter name
+    buffers: dict[str, Tensor]  # the model's buffers after the step: running averages of batch-norm
+
+
+def metasp_gradient(
+    model: nn.Module,
+    optimizer: torch.optim.SGD,
+    batch: Examples,
+    old: Examples,
+    new: Examples,
+    *,
+    variant: Variant = paper,
+    pseudo_steps: int = 1,
+    loss: LossFunction = cross_entropy,
+) -> MetaSPStep:
+    """Compute the MetaSP step on ``batch`` without taking it; ``model`` and ``optimizer`` stay as they are.
+
+    ``old`` and ``new`` are the validation sets V_old (from the memory) and V_new (from the new task).  The
+    pseudo-update follows the optimiser's own rule, with its momentum.  Batch-norm in training mode takes batch
+    statistics in every pass, and each validation set is a batch of its own.  Cost for K = 1, in forward passes of an
+    example: 9 for each of the batch and 3 for each of the validation sets.
+
+    Raises:
+        ValueError: when a set is empty or its labels differ in number, when the optimiser is not SGD or does not hold
+            all parameters that are trained, or when the model has dropout in training mode.
+        FloatingPointError: when a loss, a parameter or an influence is NaN or infinite.
+    """
+    for name, (inputs, labels) in {"batch": batch, "old": old, "new": new}.items():
+        if len(inputs) != len(labels) or len(inputs) == 0:
+            raise ValueError(f"{name} has {len(inputs)} inputs and {len(labels)} labels; give as many, at least one")
+    refuse_dropout(model)
+    trained = _trained(model, optimizer)
+    buffers: dict[str, Tensor] = {}
+
+    def losses(parameters: Parameters, examples: Examples = batch) -> Tensor:
+        scratch = {name: buffer.clone() for name, buffer in model.named_buffers()}
+        if not buffers:  # the first pass is the real step's too, and the one that moves the running averages
+            buffers.update(scratch)
+        state = dict(zip(trained, parameters, strict=True)) | scratch
+        return loss(functional_call(model, state, (examples[0],)), examples[1])
+
+    momenta = [optimizer.state[p].get("momentum_buffer") for p, _ in trained.values()]
+    pseudo = PseudoUpdate(losses, *zip(*trained.values(), strict=True), momenta, steps=pseudo_steps)
+    (old_loss, old_gradient), (new_loss, new_gradient) = (
+        mean_and_gradient(partial(losses, examples=examples), pseudo.parameters) for examples in (old, new)
+    )
+    stability, plasticity = pseudo.influences(old_gradient, new_gradient)
+    fusion = variant(stability, plasticity, old_loss, new_loss)
+    gradient = dict(zip(trained, pseudo.gradient(fusion.weights), strict=True))
+    return MetaSPStep(pseudo.losses, stability, plasticity, fusion, gradient, buffers)
+
+
+def metasp_step(
+    model: nn.Module, optimizer: torch.optim.SGD, batch: Examples, old: Examples, new: Examples, **settings: Any
+) -> MetaSPStep:
+    """Take the step that ``metasp_gradient`` computes from the same arguments, and return it.
+
+    Moves the parameters and the momentum by ``optimizer.step()``, and the model's buffers.  Where ``metasp_gradient``
+    raises, nothing has moved.
+    """
+    step = metasp_gradient(model, optimizer, batch, old, new, **settings)
+    for name, parameter in model.named_parameters():
+        parameter.grad = step.gradient.get(name)
+    optimizer.step()
+    for name, buffer in model.named_buffers():
+        buffer.copy_(step.buffers[name])
+    return step
+
+
+def _trained(model: nn.Module, optimizer: torch.optim.SGD) -> dict[str, tuple[nn.Parameter, SGDRule]]:
+    """Return the parameters the optimiser trains, by name, each with its rule."""
+    if type(optimizer) is not torch.optim.SGD:
+        raise ValueError(f"{type(optimizer).__name__} is not followed by a pseudo-update; use torch.optim.SGD")
+    rules = {id(parameter): SGDRule.of(group) for group in optimizer.param_groups for parameter in group["params"]}
+    trained = {name: (p, rules.pop(id(p))) for name, p in model.named_parameters() if id(p) in rules}
+    missed = [name for name, p in model.named_parameters() if p.requires_grad and name not in trained]
+    if missed or rules or not trained:
+        raise ValueError(
+            f"the optimiser lacks {missed or 'nothing'} of the model and holds {len(rules)} tensors that are not its "
+            "parameters; build it as torch.optim.SGD(model.parameters(), …)"
+        )
+    return trained

@@ -1,0 +1,56 @@
+"""MetaSP's influences by plain autograd: slow and wasteful, with nothing derived by hand.
+
+The fast way (``metasp_lite.metasp``) is tested and measured against it.  It differentiates through torch's own
+optimiser, so neither the rule of the step nor its derivative is written here a second time.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from metasp_lite.functional import LossFunction, cross_entropy
+
+Examples = tuple[Tensor, Tensor]  # inputs (n, …) and labels (n,)
+
+
+def influences_by_autograd(
+    model: nn.Module,
+    optimizer: torch.optim.SGD,
+    batch: Examples,
+    *validation_sets: Examples,
+    pseudo_steps: int = 1,
+    loss: LossFunction = cross_entropy,
+) -> tuple[list[Tensor], list[Tensor]]:
+    """∂ℓ(V, θ_K)/∂E at E = 0, ``(n,)``, and ℓ(V, θ_K) ``()``, for each of ``validation_sets`` V.
+
+    θ_K is reached from the model's θ by ``pseudo_steps`` steps of the optimiser, which has one parameter group, on
+    (1/n) Σ (1 + ε_i) ℓ(x_i, θ); all of them stay in one graph, which is differentiated backwards.  Model and optimiser
+    stay as they are.
+    """
+    (group,) = optimizer.param_groups
+    names = [name for name, _ in model.named_parameters()]
+
+    def losses(parameters: list[Tensor], examples: Examples) -> Tensor:
+        buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+        state = dict(zip(names, parameters, strict=True)) | buffers
+        return loss(functional_call(model, state, (examples[0],)), examples[1])
+
+    parameters = [p.detach().clone().requires_grad_() for p in model.parameters()]
+    momenta = [optimizer.state[p].get("momentum_buffer") for p in model.parameters()]
+    weights = torch.zeros(len(batch[1]), dtype=parameters[0].dtype, device=parameters[0].device, requires_grad=True)
+    for _ in range(pseudo_steps):
+        objective = ((1 + weights) * losses(parameters, batch)).mean()
+        gradient = torch.autograd.grad(objective, parameters, create_graph=True)
+        parameters = [p.clone() for p in parameters]  # the optimiser moves its tensors in place
+        settings = {key: group[key] for key in ("lr", "momentum", "weight_decay", "nesterov")}
+        step = torch.optim.SGD([nn.Parameter(torch.empty(0))], **settings, differentiable=True)
+        step.param_groups[0]["params"] = parameters  # not leaves, which the constructor would refuse
+        for parameter, slope, momentum in zip(parameters, gradient, momenta, strict=True):
+            parameter.grad = slope
+            if momentum is not None:
+                step.state[parameter]["momentum_buffer"] = momentum.clone()
+        step.step()
+        momenta = [step.state[p].get("momentum_buffer") for p in parameters]
+    values = [losses(parameters, examples).mean() for examples in validation_sets]
+    influences = [torch.autograd.grad(value, weights, retain_graph=True)[0] for value in values]
+    return influences, [value.detach() for value in values]

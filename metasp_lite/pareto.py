@@ -1,0 +1,45 @@
+"""The common descent direction of two objectives: the shortest vector between two (MGDA for two; MetaSP, eq. 11)."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from metasp_lite.functional import check_finite
+
+
+class MinNormPoint(NamedTuple):
+    """The shortest vector γ g₁ + (1−γ) g₂ of the segment between two vectors."""
+
+    gamma: Tensor  # (), between 0 and 1; the weight of the FIRST vector
+    point: Tensor  # (n,)
+
+
+def min_norm_pair(first: Tensor, second: Tensor) -> MinNormPoint:
+    """γ* = argmin ‖γ g₁ + (1−γ) g₂‖² over 0 ≤ γ ≤ 1, in closed form: clip((g₂−g₁)ᵀg₂ / ‖g₂−g₁‖², 0, 1).
+
+    Source: MetaSP, eq. 11 and appendix I; Désidéri 2012.  ``first`` g₁ and ``second`` g₂ are ``(n,)`` floats.
+    Degenerate cases: equal vectors leave γ free, and 0.5 is returned; a zero vector is itself the shortest; opposite
+    vectors meet in the point 0, where no direction improves both.  Both vectors are divided by their largest entry
+    first, so that no square overflows or vanishes.
+
+    Raises:
+        ValueError: when the two are not floating-point vectors of one length.
+        FloatingPointError: when an entry is NaN or infinite.
+    """
+    if first.dim() != 1 or first.shape != second.shape or len(first) == 0:
+        raise ValueError(f"shapes {tuple(first.shape)} and {tuple(second.shape)}: give two vectors of one length")
+    if not (first.is_floating_point() and second.is_floating_point()):
+        raise ValueError(f"dtypes {first.dtype} and {second.dtype}: give floating-point vectors")
+    check_finite(first, "the first vector")
+    check_finite(second, "the second vector")
+    scale = torch.maximum(first.abs().max(), second.abs().max())
+    scale = torch.where(scale > 0, scale, 1.0)
+    unit_first, unit_second = first / scale, second / scale
+    difference = unit_second - unit_first
+    size = difference.abs().max()
+    direction = difference / torch.where(size > 0, size, 1.0)
+    # γ = (g₂−g₁)ᵀg₂ / ‖g₂−g₁‖² with g₂−g₁ = size · direction; 0/0 only where the vectors are equal
+    gamma = (direction @ unit_second / (size * (direction @ direction))).clamp(0.0, 1.0)
+    gamma = torch.where(size > 0, gamma, 0.5)
+    return MinNormPoint(gamma, gamma * first + (1 - gamma) * second)

@@ -1,0 +1,171 @@
+"""Steps of SGD taken to be differentiated with respect to the weights of their examples (MetaSP, section 4.2)."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from metasp_lite.functional import check_finite
+from metasp_lite.tangents import Tape
+
+Parameters = tuple[Tensor, ...]
+Losses = Callable[[Parameters], Tensor]  # parameters -> loss of each of the n examples (n,)
+
+
+def mean_and_gradient(losses: Losses, parameters: Sequence[Tensor]) -> tuple[Tensor, Parameters]:
+    """Return the mean of the losses ``()`` and its gradient, one tensor for each of ``parameters``."""
+    leaves = _leaves(parameters)
+    mean = losses(leaves).mean()
+    return mean.detach(), torch.autograd.grad(mean, leaves)
+
+
+@dataclass(frozen=True)
+class SGDRule:
+    """One step of stochastic gradient descent as torch.optim.SGD takes it, and its derivative.
+
+    g̃ = g + λθ,  m' = μm + g̃,  θ' = θ − a(g̃ + μm') with Nesterov momentum, else θ' = θ − a m'.
+    ``lr`` a > 0, ``momentum`` μ ≥ 0, ``weight_decay`` λ ≥ 0.
+    """
+
+    lr: float
+    momentum: float = 0.0
+    weight_decay: float = 0.0
+    nesterov: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse numbers for which this is no descent."""
+        numbers = (self.lr, self.momentum, self.weight_decay)
+        if not all(map(math.isfinite, numbers)) or min(numbers) < 0 or self.lr == 0:
+            raise ValueError(f"{self} must have a positive lr, and momentum and weight_decay of at least 0")
+
+    @classmethod
+    def of(cls, group: dict) -> Self:
+        """Read the rule of a parameter group of torch.optim.SGD.
+
+        Raises:
+            ValueError: for dampening or maximize, which are not followed here.
+        """
+        for name in ("dampening", "maximize"):
+            if group[name]:
+                raise ValueError(f"{name}={group[name]} is not followed by a pseudo-update; leave it out")
+        return cls(float(group["lr"]), float(group["momentum"]), float(group["weight_decay"]), bool(group["nesterov"]))
+
+    def step(self, theta: Tensor, momentum: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        """(θ, m, g) to (θ', m')."""
+        decayed = gradient.add(theta, alpha=self.weight_decay)
+        momentum = decayed.add(momentum, alpha=self.momentum)
+        move = decayed.add(momentum, alpha=self.momentum) if self.nesterov else momentum
+        return theta.sub(move, alpha=self.lr), momentum
+
+    def adjoint(self, d_theta: Tensor, d_momentum: Tensor) -> tuple[Tensor, Tensor]:
+        """(∂ℓ/∂θ', ∂ℓ/∂m') to (∂ℓ/∂g, ∂ℓ/∂m); what θ' owes to θ besides is ∂ℓ/∂θ' + λ ∂ℓ/∂g."""
+        through_momentum = d_momentum.sub(d_theta, alpha=self.lr * (self.momentum if self.nesterov else 1.0))
+        d_gradient = through_momentum.sub(d_theta, alpha=self.lr) if self.nesterov else through_momentum
+        return d_gradient, through_momentum * self.momentum
+
+
+class PseudoUpdate:
+    """K steps of SGD on one batch from θ to θ_K, without moving θ; then what the real step needs, on the same graph.
+
+    The batch's gradient is g(θ, E) = (1/n) Σ (1 + ε_i) ∇ℓ(x_i, θ) at E = 0.  ``parameters`` is θ_K; ``influences``
+    differentiates losses at θ_K with respect to E; ``gradient`` is that of a weighted loss at θ.  For K = 1 they cost,
+    counted in forward passes over the batch, 3 for the step, 2 for each influence and 2 for the gradient.
+    """
+
+    def __init__(
+        self,
+        losses: Losses,
+        parameters: Sequence[Tensor],
+        rules: Sequence[SGDRule],
+        momenta: Sequence[Tensor | None],
+        *,
+        steps: int = 1,
+    ) -> None:
+        """Take ``steps`` steps, K ≥ 1, from ``parameters``, each by its rule and momentum (None is zero, as at first).
+
+        ``losses`` must do the same at every call.  Keeps K−1 copies of the parameters besides the first step's graph.
+
+        Raises:
+            ValueError: for fewer than one step.
+            FloatingPointError: when a loss or a moved parameter is NaN or infinite.
+        """
+        if steps < 1:
+            raise ValueError(f"steps={steps}: take at least one pseudo-step")
+        self._function, self._rules, self._leaves = losses, tuple(rules), _leaves(parameters)
+        self._tape = Tape()
+        with self._tape.record():
+            self._losses = losses(self._leaves)
+        self.losses = check_finite(self._losses.detach(), "the loss of an example")  # L(θ), before the step
+        gradient_ = torch.autograd.grad(self._losses.mean(), self._leaves, retain_graph=True)
+        path = [tuple(leaf.detach() for leaf in self._leaves)]
+        momentum = tuple(torch.zeros_like(theta) if m is None else m for theta, m in zip(path[0], momenta, strict=True))
+        for k in range(steps):
+            if k > 0:
+                _, gradient_ = mean_and_gradient(losses, path[-1])
+            moved = [rule.step(*state) for rule, *state in zip(self._rules, path[-1], momentum, gradient_, strict=True)]
+            path.append(tuple(theta for theta, _ in moved))
+            momentum = tuple(m for _, m in moved)
+        check_finite(torch.stack([theta.abs().max() for theta in path[-1]]), "a parameter after the pseudo-update")
+        self.parameters: Parameters = path[-1]  # θ_K
+        self._between = path[1:-1]  # θ_1 … θ_{K−1}
+
+    def influences(self, *validation_gradients: Sequence[Tensor]) -> list[Tensor]:
+        """∂ℓ/∂E at E = 0, ``(n,)`` for each ``validation_gradients`` ∇ℓ(θ_K); negative helps.
+
+        With c_k = ∂ℓ/∂g_k it is (1/n) Σ_k ∇L(θ_k) c_k, where ∂ℓ/∂θ_k = ∂ℓ/∂θ_{k+1} + (λ + H(θ_k)) c_k.  For K = 1 and
+        plain SGD that is −(a/n) ∇L(θ) ∇ℓ(θ').
+
+        Raises:
+            FloatingPointError: when an influence is NaN or infinite.
+        """
+        n = len(self.losses)
+        totals = [torch.zeros_like(self.losses) for _ in validation_gradients]
+        chains = [_Chain(self._rules, target) for target in validation_gradients]
+        for theta in reversed(self._between):
+            leaves = _leaves(theta)
+            weights = self.losses.new_full((n,), 1 / n).requires_grad_()
+            gradient_ = torch.autograd.grad(self._function(leaves) @ weights, leaves, create_graph=True)
+            for total, chain in zip(totals, chains, strict=True):
+                direction = chain.back_to_gradient()
+                tangent, *products = torch.autograd.grad(
+                    gradient_, (weights, *leaves), direction, retain_graph=True, materialize_grads=True
+                )
+                total += tangent / n
+                chain.back_to_parameters(products)
+        for total, chain in zip(totals, chains, strict=True):
+            total += self._tape.derivative(self._function, self._leaves, chain.back_to_gradient()) / n
+        return [check_finite(total, "an influence") for total in totals]
+
+    def gradient(self, weights: Tensor) -> Parameters:
+        """∇_θ Σ w_i ℓ(x_i, θ) for ``weights (n,)``, the real step's; frees the graph, so it comes last and once."""
+        return torch.autograd.grad(self._losses, self._leaves, weights)
+
+
+class _Chain:
+    """∂ℓ/∂θ and ∂ℓ/∂m carried backwards through steps of SGD."""
+
+    def __init__(self, rules: Sequence[SGDRule], d_theta: Sequence[Tensor]) -> None:
+        self._rules, self._d_theta = rules, list(d_theta)
+        self._d_momentum = [torch.zeros_like(d) for d in d_theta]
+        self._d_gradient: list[Tensor] = []
+
+    def back_to_gradient(self) -> list[Tensor]:
+        """Return ∂ℓ/∂g of the step."""
+        states = zip(self._rules, self._d_theta, self._d_momentum, strict=True)
+        pairs = [rule.adjoint(*state) for rule, *state in states]
+        self._d_gradient, self._d_momentum = [g for g, _ in pairs], [m for _, m in pairs]
+        return self._d_gradient
+
+    def back_to_parameters(self, hessian_products: Sequence[Tensor]) -> None:
+        """Go on to the θ the step began at, given H ∂ℓ/∂g there."""
+        self._d_theta = [
+            d + rule.weight_decay * g + product
+            for rule, d, g, product in zip(self._rules, self._d_theta, self._d_gradient, hessian_products, strict=True)
+        ]
+
+
+def _leaves(parameters: Sequence[Tensor]) -> Parameters:
+    return tuple(parameter.detach().requires_grad_() for parameter in parameters)
