@@ -137,7 +137,7 @@ class PseudoUpdate:
                 chain.back_to_parameters(products)
         for total, chain in zip(totals, chains, strict=True):
             total += self._tape.derivative(self._function, self._leaves, chain.back_to_gradient()) / n
-        return [check_finite(total, "an influence") for total in totals]
+        return totals
 
     def gradient(self, weights: Tensor) -> Parameters:
         """∇_θ Σ w_i ℓ(x_i, θ) for ``weights (n,)``, the real step's; frees the graph, so it comes last and once."""

@@ -351,11 +351,11 @@ def test_pseudo_update_refuses_steps_that_are_none(step, steps):
 
 def test_a_pseudo_update_that_explodes_is_refused(fitted_ridge):
     data, _ = fitted_ridge
-    with pytest.raises(FloatingPointError, match=r"a pseudo-update is .* lower the step size"):
+    with pytest.raises(FloatingPointError, match=r"after the pseudo-update is .* lower the step size"):
         pseudo_update_influence(data.objective, data.validation, randn(8, seed=6), step=1e9, steps=60)
 
 
 def test_pseudo_update_refuses_a_validation_loss_that_is_not_finite(fitted_ridge):
     data, _ = fitted_ridge
-    with pytest.raises(FloatingPointError, match="an influence is nan"):
+    with pytest.raises(FloatingPointError, match="a directional derivative is nan"):
         pseudo_update_influence(data.objective, nan_validation(data), randn(8, seed=6), step=0.1)
