@@ -61,7 +61,7 @@ class SGDRule:
         return theta.sub(move, alpha=self.lr), momentum
 
     def adjoint(self, d_theta: Tensor, d_momentum: Tensor) -> tuple[Tensor, Tensor]:
-        """(∂ℓ/∂θ', ∂ℓ/∂m') to (∂ℓ/∂g, ∂ℓ/∂m); what θ' owes to θ besides is ∂ℓ/∂θ' + λ ∂ℓ/∂g."""
+        """(∂ℓ/∂θ', ∂ℓ/∂m') to (∂ℓ/∂g, ∂ℓ/∂m); with g held fixed, ∂ℓ/∂θ is ∂ℓ/∂θ' + λ ∂ℓ/∂g."""
         through_momentum = d_momentum.sub(d_theta, alpha=self.lr * (self.momentum if self.nesterov else 1.0))
         d_gradient = through_momentum.sub(d_theta, alpha=self.lr) if self.nesterov else through_momentum
         return d_gradient, through_momentum * self.momentum
@@ -89,7 +89,7 @@ class PseudoUpdate:
         ``losses`` must do the same at every call.  Keeps K−1 copies of the parameters besides the first step's graph.
 
         Raises:
-            ValueError: for fewer than one step.
+            ValueError: for fewer than one step, or losses that are not one number for each example.
             FloatingPointError: when a loss or a moved parameter is NaN or infinite.
         """
         if steps < 1:
@@ -98,6 +98,11 @@ class PseudoUpdate:
         self._tape = Tape()
         with self._tape.record():
             self._losses = losses(self._leaves)
+        if self._losses.dim() != 1:
+            raise ValueError(
+                f"the losses have the shape {tuple(self._losses.shape)}: give one for each example (n,), "
+                'as reduction="none" does'
+            )
         self.losses = check_finite(self._losses.detach(), "the loss of an example")  # L(θ), before the step
         gradient_ = torch.autograd.grad(self._losses.mean(), self._leaves, retain_graph=True)
         path = [tuple(leaf.detach() for leaf in self._leaves)]

@@ -25,7 +25,7 @@ class Tape:
     """The costly intermediate results of one evaluation of a function.
 
     ``with tape.record(): value = function(parameters)``, then ``tape.derivative(function, parameters, direction)`` as
-    often as wanted.  It refers to results that the graph for the backward pass holds too, and copies none.
+    often as wanted.  It copies no result; most of them the graph for the backward pass holds as well.
     """
 
     def __init__(self) -> None:
@@ -119,9 +119,12 @@ def _bilinear(
     """y = x∗W + b has the tangent x∗Ẇ + ḃ + ẋ∗W."""
     value, version = recorded
     (x, dx), (w, dw) = forward_ad.unpack_dual(input), forward_ad.unpack_dual(weight)
-    if dw is None or value._version != version:  # frozen, or overwritten in place since (by an activation, say)
+    if dw is None:  # frozen
         return None
-    tangent = function(x, dw, None if bias is None else forward_ad.unpack_dual(bias).tangent, *rest, **more)
+    b, db = (None, None) if bias is None else forward_ad.unpack_dual(bias)
+    if value._version != version:  # overwritten in place since it was recorded, by an activation, say
+        value = function(x, w, b, *rest, **more)
+    tangent = function(x, dw, db, *rest, **more)
     if dx is not None:
         tangent += function(dx, w, None, *rest, **more)
     return forward_ad.make_dual(value, tangent)
@@ -154,7 +157,7 @@ def _batch_norm(
     if weight is None or bias is None:
         return None
     (x, dx), (w, dw), (b, db) = (forward_ad.unpack_dual(tensor) for tensor in (input, weight, bias))
-    if dx is None or dw is None or db is None:
+    if dx is None or dw is None or db is None or w.dtype != mean.dtype:  # the last: all in half precision
         return None
     tangent, _, _ = torch.ops.aten.native_batch_norm_backward(
         dx, x, w, None, None, mean, (variance + eps).rsqrt(), True, eps, [True, False, False]
