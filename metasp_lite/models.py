@@ -86,7 +86,12 @@ def resnet18(
 
 
 def _drawn(layers: Callable[[], nn.Sequential], seed: int, dtype: torch.dtype) -> nn.Sequential:
-    """Build a network whose parameters depend on ``seed`` alone, and leave the global random state as it was."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return layers().to(dtype)
+    """Build a network whose parameters depend on ``seed`` alone, and leave torch's global state as it was."""
+    default = torch.get_default_dtype()
+    try:
+        torch.set_default_dtype(torch.float32)  # in another dtype other numbers would be drawn
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return layers().to(dtype)
+    finally:
+        torch.set_default_dtype(default)

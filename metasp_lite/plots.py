@@ -104,8 +104,10 @@ def optimum_travel(travel: OptimumTravel, surface: tuple[np.ndarray, np.ndarray,
     return figure
 
 
-def predicted_against_true(ax: Axes, predicted: Tensor, true: Tensor, *, title: str = "") -> None:
-    """Scatter predicted against true changes (n,), with the diagonal on which a perfect prediction lies."""
+def predicted_against_true(
+    ax: Axes, predicted: Tensor, true: Tensor, *, title: str = "", truth: str = "retrained"
+) -> None:
+    """Scatter predicted against true changes (n,), with the diagonal of perfect predictions; ``truth`` says whence."""
     x, y = predicted.cpu().numpy(), true.cpu().numpy()
     low, high = min(x.min(), y.min()), max(x.max(), y.max())
     margin = 0.05 * (high - low)
@@ -117,7 +119,7 @@ def predicted_against_true(ax: Axes, predicted: Tensor, true: Tensor, *, title: 
     ticks = FuncFormatter(lambda value, _: f"{value * 1000**power:g}")
     for axis in (ax.xaxis, ax.yaxis):
         axis.set_major_formatter(ticks)
-    ax.set(xlabel=f"predicted change of the validation loss ({unit})", ylabel=f"true change, retrained ({unit})")
+    ax.set(xlabel=f"predicted change of the validation loss ({unit})", ylabel=f"true change, {truth} ({unit})")
     ax.set_title(title)
     ax.set_aspect("equal", adjustable="datalim")
     ax.legend(fontsize=8)
@@ -186,3 +188,95 @@ def accuracy_against_cost(
         ax.set(xscale="log", xlabel="Hessian-vector products", ylabel=label)
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=9)
     return figure
+
+
+def shortest_vector(first: np.ndarray, second: np.ndarray, gamma: float) -> Figure:
+    """Left: two vectors (2,) and the point γ g₁ + (1−γ) g₂ of the segment between them; right: its length along γ."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4.2))
+    point = gamma * first + (1 - gamma) * second
+    arrows = ((first, BLUE, "$g_1$"), (second, ORANGE, "$g_2$"), (-point, GREEN, "$d^* = -(γ^*g_1 + (1-γ^*)g_2)$"))
+    for vector, colour, name in arrows:
+        left.annotate("", vector, (0, 0), arrowprops={"arrowstyle": "-|>", "color": colour, "linewidth": 2})
+        left.plot([], [], color=colour, linewidth=2, label=name)
+    left.plot(*np.stack([first, second]).T, color="0.4", linestyle="--", linewidth=1, label="the segment")
+    left.plot(*np.stack([np.zeros(2), point]).T, color=GREEN, linestyle=":", linewidth=2)
+    left.plot(*point, "o", color=GREEN, markersize=8, label="shortest vector")
+    reach = 1.15 * max(np.abs(np.stack([first, second, point])).max(), 1.0)
+    left.set(xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal", xlabel="$θ_1$", ylabel="$θ_2$")
+    left.legend(fontsize=8, loc="lower right")
+    along = np.linspace(-0.5, 1.5, 101)
+    points = along[:, None] * first + (1 - along[:, None]) * second
+    right.axvspan(0, 1, color="0.93")
+    right.plot(along, (points**2).sum(axis=1), color="0.4", linestyle="--", label="$\\|γ g_1 + (1-γ) g_2\\|^2$")
+    right.plot(gamma, point @ point, "o", color=GREEN, markersize=8, label=f"γ* = {gamma:.3f}")
+    right.set(xlabel="γ (allowed: shaded)", ylabel="squared length", ylim=(0, None))
+    right.legend(fontsize=8)
+    return figure
+
+
+def pareto_paths(
+    objectives: Sequence[Callable[[np.ndarray], np.ndarray]],
+    paths: Mapping[str, Sequence[np.ndarray]],
+    front: np.ndarray,
+) -> Figure:
+    """Draw descents for two ``objectives`` of points (…, 2): over their contours (left) and as pairs of values (right).
+
+    ``paths`` maps a rule to its paths (S, 2) from several starts; ``front`` (F, 2) are the Pareto-optimal points.
+    """
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.8))
+    everything = np.concatenate([front, *(path for many in paths.values() for path in many)])
+    low, high = everything.min(axis=0) - 0.4, everything.max(axis=0) + 0.4
+    axes = [np.linspace(a, b, 81) for a, b in zip(low, high, strict=True)]
+    grid = np.stack(np.meshgrid(*axes), axis=-1)
+    for objective, colour in zip(objectives, (BLUE, ORANGE), strict=True):
+        values = objective(grid)
+        levels = values.max() * np.linspace(0.05, 0.9, 8) ** 2
+        left.contour(*axes, values, levels=levels, colors=colour, linewidths=0.6, alpha=0.6)
+    left.plot(*front.T, color="black", linewidth=3, label="Pareto-optimal")
+    right.plot(*(objective(front) for objective in objectives), color="black", linewidth=3, label="Pareto front")
+    for (name, many), colour, style in zip(paths.items(), (GREEN, PURPLE), ("-", "--"), strict=True):
+        for k, path in enumerate(many):
+            label = name if k == 0 else None
+            left.plot(*path.T, color=colour, linestyle=style, linewidth=1.8, label=label)
+            right.plot(*(objective(path) for objective in objectives), color=colour, linestyle=style, label=label)
+            left.plot(*path[0], "o", color="0.3", markersize=6)
+            left.plot(*path[-1], "s", color=colour, markersize=6)
+            right.plot(*(objective(path[0]) for objective in objectives), "o", color="0.3", markersize=6)
+            right.plot(*(objective(path[-1]) for objective in objectives), "s", color=colour, markersize=6)
+    left.set(xlabel="$θ_1$", ylabel="$θ_2$", title="contours of $f_1$ (blue) and $f_2$ (orange)")
+    right.set(xlabel="$f_1$", ylabel="$f_2$", title="the two losses; circles: starts, squares: ends")
+    left.legend(fontsize=8)
+    right.legend(fontsize=8)
+    return figure
+
+
+def stability_plasticity(
+    ax: Axes, stability: Tensor, plasticity: Tensor, from_memory: Tensor, numbered: Sequence[int] = ()
+) -> None:
+    """Scatter examples by influence (n,) on the old and the new validation loss; ``numbered`` get their index."""
+    x, y, old = (values.cpu().numpy() for values in (stability, plasticity, from_memory))
+    reach = [1.15 * np.abs(v).max() for v in (x, y)]
+    ax.add_patch(plt.Rectangle((-reach[0], -reach[1]), *reach, color="0.92", zorder=0))
+    ax.axhline(0, color="0.5", linewidth=1)
+    ax.axvline(0, color="0.5", linewidth=1)
+    for mask, colour, marker, name in ((old, BLUE, "o", "from the memory"), (~old, ORANGE, "^", "of the new task")):
+        ax.scatter(x[mask], y[mask], s=26, color=colour, marker=marker, edgecolor="white", linewidth=0.4, label=name)
+    for k, i in enumerate(numbered):  # to the right and to the left by turns, so that neighbours stay readable
+        aside, alignment = ((6, -3), "left") if k % 2 else ((-6, -3), "right")
+        ax.annotate(str(i), (x[i], y[i]), xytext=aside, textcoords="offset points", fontsize=8, ha=alignment)
+    ax.set(xlim=(-reach[0], reach[0]), ylim=(-reach[1], reach[1]))
+    ax.set(xlabel="$I_S$, influence on the old classes (left helps)", ylabel="$I_P$, on the new classes (below helps)")
+    ax.legend(fontsize=8)
+
+
+def weights_of_variants(axes: Sequence[Axes], weights: Mapping[str, Tensor], from_memory: Tensor) -> None:
+    """One histogram for each variant of the weights ``(n,)``, times n, of memory and new examples."""
+    for ax, (name, w) in zip(axes, weights.items(), strict=True):
+        relative, old = (len(w) * w).cpu().numpy(), from_memory.cpu().numpy()
+        bins = np.linspace(relative.min(), relative.max(), 17)
+        for mask, colour, hatch, label in ((old, BLUE, "//", "from the memory"), (~old, ORANGE, "", "of the new task")):
+            ax.hist(relative[mask], bins, color=colour, hatch=hatch, alpha=0.6, label=label)
+        ax.axvline(1, color="black", linestyle=":", label="plain mean")
+        ax.set(xlabel="n · w", title=f"{name}: {relative.mean():.3f} ± {relative.std(ddof=1):.3f}")
+    axes[0].set_ylabel("examples")
+    axes[0].legend(fontsize=8)

@@ -1,13 +1,15 @@
-"""The two small problems that notebooks 01 and 02 work on, both cut from the bundled Fashion-MNIST subset."""
+"""The small problems that the first notebooks work on, all cut from the bundled Fashion-MNIST subset."""
 
 from dataclasses import dataclass, replace
 
 import torch
 from sklearn.decomposition import PCA
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from metasp_lite import data, settings
 from metasp_lite.functional import ExampleLosses, Objective, binary_cross_entropy, flatten_parameters
+from metasp_lite.metasp import Examples
 from metasp_lite.models import logistic_regression, toy_mlp
 
 
@@ -68,6 +70,76 @@ def toy(
     model = toy_mlp(hidden=hidden, seed=seed).to(settings.device())
     losses = [ExampleLosses(model, _vectors(images), images.labels.to(settings.device())) for images in (train, test)]
     return Problem(model, Objective(losses[0], l2), Objective(losses[1]), flatten_parameters(model), train, test)
+
+
+@dataclass(frozen=True)
+class TwoTasks:
+    """A network in the middle of its second task, and all that its next step needs."""
+
+    model: nn.Module
+    optimizer: torch.optim.SGD
+    batch: Examples  # the next step's: half from the memory, then half of the new task
+    from_memory: Tensor  # (n,) bool, which of the batch come from the memory
+    old: Examples  # validation set from the memory; shares no example with the batch
+    new: Examples  # validation set from the new task's training data; shares no example with the batch
+    old_test: Examples
+    new_test: Examples
+    images: data.ImageSet  # the batch's, in its order
+
+
+def two_tasks(
+    *, hidden: int = 100, memory: int = 200, validation: int = 50, batch: int = 64, seed: int = 0
+) -> TwoTasks:
+    """Learn Fashion-MNIST's first five classes, then the other five, up to where MetaSP takes its steps.
+
+    200 training images of each class, a tanh network with one hidden layer in float64, plain SGD of step 0.1 with
+    batches of 32: ten epochs on the old task, of which ``memory`` images are kept at random; five on the new one
+    without rehearsal, and one with (32 new and 32 old images a step).  ``validation`` images in each validation set.
+    """
+    draw = torch.Generator().manual_seed(seed)
+    train, test = _bundled("train", 200), _bundled("test", 100)
+    model = toy_mlp(hidden=hidden, seed=seed).to(settings.device())
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+
+    def examples(index: Tensor, images: data.ImageSet = train) -> Examples:
+        chosen = replace(images, images=images.images[index], labels=images.labels[index])
+        return _vectors(chosen), chosen.labels.to(settings.device())
+
+    def shuffled(index: Tensor) -> Tensor:
+        return index[torch.randperm(len(index), generator=draw)]
+
+    def epoch(index: Tensor, rehearsed: Tensor | None = None) -> None:
+        for chosen in shuffled(index).split(32):
+            if rehearsed is not None:
+                chosen = torch.cat([shuffled(rehearsed)[:32], chosen])
+            inputs, labels = examples(chosen)
+            optimizer.zero_grad()
+            F.cross_entropy(model(inputs), labels).backward()
+            optimizer.step()
+
+    is_old = train.labels < 5
+    old, new = is_old.nonzero()[:, 0], (~is_old).nonzero()[:, 0]
+    for _ in range(10):
+        epoch(old)
+    kept = shuffled(old)[:memory]
+    for _ in range(5):
+        epoch(new)
+    epoch(new, rehearsed=kept)
+    optimizer.zero_grad()
+    kept, new = shuffled(kept), shuffled(new)
+    half = batch // 2
+    chosen = torch.cat([kept[:half], new[:half]])
+    return TwoTasks(
+        model,
+        optimizer,
+        examples(chosen),
+        (torch.arange(len(chosen)) < half).to(settings.device()),
+        old=examples(kept[half : half + validation]),
+        new=examples(new[half : half + validation]),
+        old_test=examples((test.labels < 5).nonzero()[:, 0], test),
+        new_test=examples((test.labels >= 5).nonzero()[:, 0], test),
+        images=replace(train, images=train.images[chosen], labels=train.labels[chosen]),
+    )
 
 
 def _vectors(images: data.ImageSet) -> Tensor:

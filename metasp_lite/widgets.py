@@ -17,6 +17,7 @@ from metasp_lite.functional import Curvature, Objective, gradient
 from metasp_lite.influence import influence
 from metasp_lite.metrics import pearson, sign_confusion
 from metasp_lite.optimum import minimise
+from metasp_lite.pareto import min_norm_pair
 from metasp_lite.problems import Problem
 from metasp_lite.solvers import ConjugateGradient, Exact, Neumann
 
@@ -113,6 +114,24 @@ def approximation_explorer(
             options=[0.01, 0.1, 0.5, 1.0, 1.5, 1.9], value=1.0, continuous_update=False, description="step·λmax"
         ),
         "l2": ipywidgets.SelectionSlider(options=l2_values, value=0.03, continuous_update=False, description="λ"),
+    }
+    return _explorer(draw, sliders), draw
+
+
+def min_norm_explorer() -> tuple[ipywidgets.Widget, Draw]:
+    """Sliders for the angle between two gradients, in degrees, and their lengths; draws the shortest vector between."""
+
+    def draw(angle: float, first: float, second: float) -> None:
+        turn = np.deg2rad(angle)
+        g1, g2 = first * np.array([1.0, 0.0]), second * np.array([np.cos(turn), np.sin(turn)])
+        gamma = float(min_norm_pair(torch.from_numpy(g1), torch.from_numpy(g2)).gamma)
+        plots.shortest_vector(g1, g2, gamma)
+        plt.show()
+
+    sliders = {
+        "angle": ipywidgets.IntSlider(110, 0, 180, 5, continuous_update=False),
+        "first": ipywidgets.FloatSlider(1.0, min=0, max=2, step=0.1, continuous_update=False, description="|g₁|"),
+        "second": ipywidgets.FloatSlider(1.5, min=0, max=2, step=0.1, continuous_update=False, description="|g₂|"),
     }
     return _explorer(draw, sliders), draw
 

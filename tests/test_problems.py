@@ -1,4 +1,4 @@
-"""The two problems of notebooks 01 and 02, and the figures and sliders that show them."""
+"""The problems of notebooks 01 to 03, and the figures and sliders that show them."""
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -7,7 +7,7 @@ import torch
 from sklearn.linear_model import LogisticRegression
 
 from metasp_lite import data, paper, plots, problems, widgets
-from metasp_lite.functional import Curvature
+from metasp_lite.functional import Curvature, flatten_parameters
 from metasp_lite.influence import leave_one_out
 from metasp_lite.metrics import SignConfusion, comparison_table
 from metasp_lite.optimum import minimise
@@ -129,3 +129,46 @@ def test_the_papers_table_6_has_1000_examples_and_670_positives_in_every_row():
     for signs in paper.TABLE_6.values():
         assert signs.total == 1000
         assert signs.true_positive + signs.false_negative == 670
+
+
+@pytest.fixture(scope="module")
+def two_tasks():
+    return problems.two_tasks(memory=100, validation=20, batch=16)
+
+
+def test_the_batch_of_two_tasks_is_half_old_and_half_new(two_tasks):
+    assert two_tasks.from_memory.tolist() == [True] * 8 + [False] * 8
+    assert ((two_tasks.batch[1] < 5) == two_tasks.from_memory).all()
+    assert (two_tasks.old[1] < 5).all()
+    assert (two_tasks.new[1] >= 5).all()
+    assert [len(labels) for _, labels in (two_tasks.old, two_tasks.new)] == [20, 20]
+    assert [len(labels) for _, labels in (two_tasks.old_test, two_tasks.new_test)] == [500, 500]
+
+
+def test_the_images_of_two_tasks_are_its_batch(two_tasks):
+    assert torch.equal(two_tasks.images.labels, two_tasks.batch[1].cpu())
+    assert torch.equal(two_tasks.images.images.flatten(1).double() / 255, two_tasks.batch[0].cpu())
+
+
+def test_batch_and_validation_sets_of_two_tasks_share_no_image(two_tasks):
+    inputs = torch.cat([two_tasks.batch[0], two_tasks.old[0], two_tasks.new[0]])
+    assert len(inputs.unique(dim=0)) == len(inputs)
+
+
+def test_two_tasks_knows_both_tasks_and_carries_no_gradient_over(two_tasks):
+    """Chance is a tenth; a network that only knew one task would have none of the other right."""
+    for inputs, labels in (two_tasks.old_test, two_tasks.new_test):
+        assert (two_tasks.model(inputs).argmax(dim=1) == labels).double().mean() > 0.5
+    assert all(parameter.grad is None for parameter in two_tasks.model.parameters())
+
+
+def test_two_tasks_depends_on_its_seed_alone(two_tasks):
+    torch.manual_seed(99)
+    torch.set_default_dtype(torch.float64)
+    try:
+        again, other = (problems.two_tasks(memory=100, validation=20, batch=16, seed=seed) for seed in (0, 1))
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert torch.equal(flatten_parameters(again.model), flatten_parameters(two_tasks.model))
+    assert torch.equal(again.new[0], two_tasks.new[0])
+    assert not torch.equal(flatten_parameters(other.model), flatten_parameters(two_tasks.model))
