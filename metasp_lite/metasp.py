@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from metasp_lite.functional import LossFunction, cross_entropy, refuse_dropout
+from metasp_lite.functional import LossFunction, check_finite, cross_entropy, refuse_dropout
 from metasp_lite.pareto import min_norm_pair
 from metasp_lite.pseudo_update import Parameters, PseudoUpdate, SGDRule, mean_and_gradient
 
@@ -96,18 +96,21 @@ def metasp_gradient(
 
     ``old`` and ``new`` are the validation sets V_old (from the memory) and V_new (from the new task).  The
     pseudo-update follows the optimiser's own rule, with its momentum.  Batch-norm in training mode takes batch
-    statistics in every pass, and each validation set is a batch of its own.  Cost for K = 1, in forward passes of an
-    example: 9 for each of the batch and 3 for each of the validation sets.
+    statistics in every pass, and each validation set is a batch of its own.  Parameters that require no gradient stay
+    where they are.  Cost for K = 1, in forward passes of an example: 9 for each of the batch and 3 for each of the
+    validation sets.
 
     Raises:
-        ValueError: when a set is empty or its labels differ in number, when the optimiser is not SGD or does not hold
-            all parameters that are trained, or when the model has dropout in training mode.
-        FloatingPointError: when a loss, a parameter or an influence is NaN or infinite.
+        ValueError: when a set is empty or its labels differ in number, when the optimiser is not SGD, lacks a
+            parameter of the model or holds a foreign one, or when the model has dropout in training mode or one layer
+            under two names.
+        FloatingPointError: when a loss, a parameter, an influence or the gradient is NaN or infinite.
     """
     for name, (inputs, labels) in {"batch": batch, "old": old, "new": new}.items():
         if len(inputs) != len(labels) or len(inputs) == 0:
             raise ValueError(f"{name} has {len(inputs)} inputs and {len(labels)} labels; give as many, at least one")
     refuse_dropout(model)
+    _refuse_shared_layers(model)
     trained = _trained(model, optimizer)
     buffers: dict[str, Tensor] = {}
 
@@ -118,14 +121,17 @@ def metasp_gradient(
         state = dict(zip(trained, parameters, strict=True)) | scratch
         return loss(functional_call(model, state, (examples[0],)), examples[1])
 
-    momenta = [optimizer.state[p].get("momentum_buffer") for p, _ in trained.values()]
+    momenta = [optimizer.state.get(p, {}).get("momentum_buffer") for p, _ in trained.values()]
     pseudo = PseudoUpdate(losses, *zip(*trained.values(), strict=True), momenta, steps=pseudo_steps)
     (old_loss, old_gradient), (new_loss, new_gradient) = (
         mean_and_gradient(partial(losses, examples=examples), pseudo.parameters) for examples in (old, new)
     )
+    check_finite(old_loss, "the mean loss of old after the pseudo-update")
+    check_finite(new_loss, "the mean loss of new after the pseudo-update")
     stability, plasticity = pseudo.influences(old_gradient, new_gradient)
     fusion = variant(stability, plasticity, old_loss, new_loss)
     gradient = dict(zip(trained, pseudo.gradient(fusion.weights), strict=True))
+    check_finite(torch.stack([g.abs().max() for g in gradient.values()]), "the largest entry of a parameter's gradient")
     return MetaSPStep(pseudo.losses, stability, plasticity, fusion, gradient, buffers)
 
 
@@ -134,8 +140,8 @@ def metasp_step(
 ) -> MetaSPStep:
     """Take the step that ``metasp_gradient`` computes from the same arguments, and return it.
 
-    Moves the parameters and the momentum by ``optimizer.step()``, and the model's buffers.  Where ``metasp_gradient``
-    raises, nothing has moved.
+    Moves the parameters and the momentum by ``optimizer.step()``, and the model's buffers; the gradient stays in the
+    parameters' ``grad``.  Where ``metasp_gradient`` raises, nothing has moved.
     """
     step = metasp_gradient(model, optimizer, batch, old, new, **settings)
     for name, parameter in model.named_parameters():
@@ -146,16 +152,35 @@ def metasp_step(
     return step
 
 
+def _refuse_shared_layers(model: nn.Module) -> None:
+    """Refuse what functional_call would leave with parameters that are not its own (pytorch issue 164759)."""
+    names: dict[nn.Module, str] = {}
+    for name, layer in model.named_modules(remove_duplicate=False):
+        first = names.setdefault(layer, name)
+        if first != name and layer.state_dict():
+            raise ValueError(
+                f"layers {first!r} and {name!r} are one; give it one name and call it twice, or let two layers share "
+                "their parameters (b.weight = a.weight)"
+            )
+
+
 def _trained(model: nn.Module, optimizer: torch.optim.SGD) -> dict[str, tuple[nn.Parameter, SGDRule]]:
-    """Return the parameters the optimiser trains, by name, each with its rule."""
+    """Return the parameters that the optimiser moves, by name, each with its rule."""
     if type(optimizer) is not torch.optim.SGD:
         raise ValueError(f"{type(optimizer).__name__} is not followed by a pseudo-update; use torch.optim.SGD")
-    rules = {id(parameter): SGDRule.of(group) for group in optimizer.param_groups for parameter in group["params"]}
-    trained = {name: (p, rules.pop(id(p))) for name, p in model.named_parameters() if id(p) in rules}
-    missed = [name for name, p in model.named_parameters() if p.requires_grad and name not in trained]
-    if missed or rules or not trained:
+    rules = {parameter: SGDRule.of(group) for group in optimizer.param_groups for parameter in group["params"]}
+    parameters = dict(model.named_parameters())
+    foreign = [tuple(parameter.shape) for parameter in rules.keys() - set(parameters.values())]
+    if foreign:
         raise ValueError(
-            f"the optimiser lacks {missed or 'nothing'} of the model and holds {len(rules)} tensors that are not its "
-            "parameters; build it as torch.optim.SGD(model.parameters(), …)"
+            f"the optimiser holds tensors of shape {foreign} that are not parameters of the model; "
+            "build it as torch.optim.SGD(model.parameters(), …)"
         )
-    return trained
+    trained = {name: parameter for name, parameter in parameters.items() if parameter.requires_grad}
+    missed = [name for name, parameter in trained.items() if parameter not in rules]
+    if missed or not trained:
+        raise ValueError(
+            f"the optimiser lacks {missed or 'nothing'} of the {len(trained)} parameters that require a gradient; "
+            "give it all of them, one at least, or freeze those it lacks by requires_grad_(False)"
+        )
+    return {name: (parameter, rules[parameter]) for name, parameter in trained.items()}

@@ -36,7 +36,9 @@ def influences_by_autograd(
         return loss(functional_call(model, state, (examples[0],)), examples[1])
 
     parameters = [p.detach().clone().requires_grad_() for p in model.parameters()]
-    momenta = [optimizer.state[p].get("momentum_buffer") for p in model.parameters()]
+    # torch would leave a first momentum out of the graph: it copies the gradient there; zeros give the same number
+    momenta = [optimizer.state.get(p, {}).get("momentum_buffer") for p in model.parameters()]
+    momenta = [torch.zeros_like(p) if m is None else m for p, m in zip(parameters, momenta, strict=True)]
     weights = torch.zeros(len(batch[1]), dtype=parameters[0].dtype, device=parameters[0].device, requires_grad=True)
     for _ in range(pseudo_steps):
         objective = ((1 + weights) * losses(parameters, batch)).mean()
@@ -47,10 +49,9 @@ def influences_by_autograd(
         step.param_groups[0]["params"] = parameters  # not leaves, which the constructor would refuse
         for parameter, slope, momentum in zip(parameters, gradient, momenta, strict=True):
             parameter.grad = slope
-            if momentum is not None:
-                step.state[parameter]["momentum_buffer"] = momentum.clone()
+            step.state[parameter]["momentum_buffer"] = momentum.clone()  # it moves this in place too
         step.step()
-        momenta = [step.state[p].get("momentum_buffer") for p in parameters]
+        momenta = [step.state[p]["momentum_buffer"] for p in parameters]
     values = [losses(parameters, examples).mean() for examples in validation_sets]
     influences = [torch.autograd.grad(value, weights, retain_graph=True)[0] for value in values]
     return influences, [value.detach() for value in values]

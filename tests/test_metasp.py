@@ -1,0 +1,617 @@
+"""The MetaSP step against plain autograd, real runs of torch.optim.SGD, plain training loops and counted operations.
+
+Rounding: through a few layers and up to five steps, two routes to an influence differ by 1e-15 to 1e-13 of its largest
+entry (narrow ResNets, whose last batch-norms see eight numbers a channel, come last).  1e-10 is far above that, and a
+wrong term shows in the first digits.
+"""
+
+import copy
+import math
+from dataclasses import dataclass
+
+import pytest
+import torch
+from analytic import randn
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from metasp_lite.functional import cross_entropy
+from metasp_lite.metasp import Fusion, metasp_gradient, metasp_step, official, paper
+from metasp_lite.models import lite_cnn, resnet18, toy_mlp
+from metasp_lite.oracle import influences_by_autograd
+
+ROUNDING = 1e-10
+
+
+def assert_close(actual, expected, share=ROUNDING):
+    torch.testing.assert_close(actual, expected, rtol=0, atol=share * float(expected.abs().max()))
+
+
+# ----------------------------------------------------------------------------------------------- networks and data
+
+
+def mlp():
+    return toy_mlp(2 * 8 * 8, 5, 4)
+
+
+def cnn():
+    """With a layer overwritten in place, a strided and a dilated one, and no batch-norm."""
+    body = nn.Conv2d(2, 4, 3, stride=2, padding=1), nn.ReLU(inplace=True), nn.Conv2d(4, 5, 2, dilation=2), nn.Tanh()
+    return seeded(*body, nn.MaxPool2d(2), nn.Flatten(), nn.Linear(5, 4))
+
+
+def cnn_with_batch_norm(dtype=torch.float64):
+    return lite_cnn(4, channels=2, widths=(3, 4), dtype=dtype)
+
+
+def resnet():
+    return resnet18(4, channels=2, width=2, dtype=torch.float64)
+
+
+def seeded(*layers):
+    model = nn.Sequential(*layers).double()
+    with torch.no_grad():
+        for seed, parameter in enumerate(model.parameters()):
+            parameter.copy_(0.4 * randn(*parameter.shape, seed=seed + 100))
+    return model
+
+
+def examples(n, classes, seed):
+    """Noisy images of ``classes``, each with a mean of its own."""
+    labels = torch.tensor(classes).repeat(n)[:n]
+    return randn(4, 2, 8, 8, seed=1)[labels] + randn(n, 2, 8, 8, seed=seed), labels
+
+
+BATCH, OLD, NEW = examples(8, (0, 1, 2, 3), 10), examples(6, (0, 1), 11), examples(5, (2, 3), 12)
+NETWORKS = {"MLP": mlp, "CNN": cnn, "CNN with batch-norm": cnn_with_batch_norm, "ResNet-18": resnet}
+RULES = {
+    "SGD": {"lr": 0.05},
+    "momentum": {"lr": 0.03, "momentum": 0.9},
+    "weight decay": {"lr": 0.05, "weight_decay": 0.1},
+    "nesterov": {"lr": 0.03, "momentum": 0.9, "nesterov": True, "weight_decay": 0.1},
+}
+
+
+def learner(network, rule, warm=True):
+    """A model and its optimiser: with the momentum and the running averages of two steps, or fresh."""
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), **rule)
+    for k in range(2 if warm else 0):
+        inputs, labels = examples(8, (0, 1, 2, 3), 20 + k)
+        plain_step(model, optimizer, (inputs, labels), torch.full((8,), 1 / 8, dtype=torch.float64))
+    optimizer.zero_grad()
+    return model, optimizer
+
+
+def plain_step(model, optimizer, batch, weights):
+    """The training loop as everybody writes it."""
+    optimizer.zero_grad()
+    (weights * cross_entropy(model(batch[0]), batch[1])).sum().backward()
+    optimizer.step()
+
+
+def assert_same_state(learner, reference):
+    """Parameters, buffers and momenta are equal up to rounding."""
+    (model, optimizer), (expected, reference_optimizer) = learner, reference
+    for (name, actual), wanted in zip(model.named_parameters(), expected.parameters(), strict=True):
+        assert_close(actual.detach(), wanted.detach())
+        momentum = optimizer.state.get(actual, {}).get("momentum_buffer")
+        reference_momentum = reference_optimizer.state.get(wanted, {}).get("momentum_buffer")
+        assert (momentum is None) == (reference_momentum is None), name
+        if momentum is not None:
+            assert_close(momentum, reference_momentum)
+    for actual, wanted in zip(model.buffers(), expected.buffers(), strict=True):
+        assert_close(actual, wanted) if wanted.is_floating_point() else torch.testing.assert_close(actual, wanted)
+
+
+# --------------------------------------------------------------------------------------- against plain autograd
+
+
+@pytest.mark.parametrize("steps", [1, 2, 5])
+@pytest.mark.parametrize("warm", [False, True], ids=["fresh", "later"])
+@pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
+@pytest.mark.parametrize("network", NETWORKS.values(), ids=NETWORKS)
+def test_step_is_a_plain_one_with_the_weights_of_the_oracle(network, rule, warm, steps):
+    begin = learner(network, rule, warm)
+    (stability, plasticity), validation_losses = influences_by_autograd(*begin, BATCH, OLD, NEW, pseudo_steps=steps)
+    for variant in (paper, official):
+        model, optimizer = copy.deepcopy(begin)
+        reference = copy.deepcopy(begin)
+        step = metasp_step(model, optimizer, BATCH, OLD, NEW, variant=variant, pseudo_steps=steps)
+        fusion = variant(stability, plasticity, *validation_losses)
+        assert_close(step.stability, stability)
+        assert_close(step.plasticity, plasticity)
+        torch.testing.assert_close(step.fusion.gamma, fusion.gamma, rtol=0, atol=ROUNDING)
+        assert_close(step.fusion.influence, fusion.influence)
+        assert_close(step.fusion.weights, fusion.weights)
+        plain_step(*reference, BATCH, fusion.weights)
+        assert_same_state((model, optimizer), reference)
+        for parameter, wanted in zip(model.parameters(), reference[0].parameters(), strict=True):
+            assert_close(parameter.grad, wanted.grad)
+
+
+def test_the_gradient_is_what_the_step_takes():
+    begin = learner(cnn_with_batch_norm, RULES["nesterov"])
+    expected = metasp_gradient(*begin, BATCH, OLD, NEW)
+    model, optimizer = copy.deepcopy(begin)
+    taken = metasp_step(model, optimizer, BATCH, OLD, NEW)
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter.grad, expected.gradient[name])
+        assert torch.equal(taken.gradient[name], expected.gradient[name])
+    for name, buffer in model.named_buffers():
+        assert torch.equal(buffer, expected.buffers[name])
+    assert_close(expected.losses, cross_entropy(copy.deepcopy(begin[0])(BATCH[0]), BATCH[1]).detach())
+
+
+def test_many_steps_move_the_running_averages_as_a_plain_loop_does():
+    """Five steps with the plain weights 1/n, by a variant that gives just these: of the other passes nothing stays."""
+
+    def plain(stability, plasticity, stability_loss, plasticity_loss):
+        return Fusion(torch.tensor(0.5), torch.zeros_like(stability), torch.full_like(stability, 1 / len(stability)))
+
+    begin = learner(cnn_with_batch_norm, RULES["momentum"])
+    reference = copy.deepcopy(begin)
+    for k in range(5):
+        batch = examples(8, (0, 1, 2, 3), 40 + k)
+        metasp_step(*begin, batch, OLD, NEW, variant=plain, pseudo_steps=2)
+        plain_step(*reference, batch, torch.full((8,), 1 / 8, dtype=torch.float64))
+    assert_same_state(begin, reference)
+    assert int(begin[0][1].num_batches_tracked) == 7
+
+
+def test_another_loss():
+    """Squared error of the logits against a label's own pattern, as the oracle has it."""
+
+    def squared(logits, labels):
+        return (logits - torch.eye(4, dtype=logits.dtype)[labels]).square().sum(dim=1)
+
+    begin = learner(cnn, RULES["SGD"])
+    (stability, plasticity), _ = influences_by_autograd(*begin, BATCH, OLD, NEW, loss=squared)
+    step = metasp_gradient(*begin, BATCH, OLD, NEW, loss=squared)
+    assert_close(step.stability, stability)
+    assert_close(step.plasticity, plasticity)
+
+
+# ---------------------------------------------------------------------------------- against real runs of torch's SGD
+
+
+def loss_after(learner, weights, validation, steps):
+    """ℓ(V, θ_K) after ``steps`` real ones on a copy, every pass in the modes the model is in."""
+    model, optimizer = copy.deepcopy(learner)
+    for _ in range(steps):
+        plain_step(model, optimizer, BATCH, weights)
+    with torch.no_grad():
+        return float(cross_entropy(model(validation[0]), validation[1]).mean())
+
+
+def by_finite_differences(learner, validation, steps, width=1e-4):
+    """∂ℓ/∂E: the weight of one example moved by ±width of itself.
+
+    Its error falls with width² (at 1e-2 it is 1e-6 of the largest influence) down to the rounding of a loss near 1
+    divided by width (1e-9 of it at 1e-5); between them both are below 1e-9.
+    """
+    n, slopes = len(BATCH[1]), []
+    for i in range(n):
+        weights = torch.full((2, n), 1 / n, dtype=torch.float64)
+        weights[0, i] *= 1 + width
+        weights[1, i] *= 1 - width
+        after = [loss_after(learner, w, validation, steps) for w in weights]
+        slopes.append((after[0] - after[1]) / (2 * width))
+    return torch.tensor(slopes, dtype=torch.float64)
+
+
+def smooth():
+    """Batch-norm without a kink: a finite difference must not step over one."""
+    body = nn.Conv2d(2, 4, 3, bias=False), nn.BatchNorm2d(4), nn.Tanh(), nn.AvgPool2d(2)
+    return seeded(*body, nn.Conv2d(4, 3, 2), nn.GroupNorm(1, 3), nn.Softplus(), nn.Flatten(), nn.Linear(12, 4))
+
+
+def without_affine():
+    body = nn.Conv2d(2, 4, 3, stride=2), nn.BatchNorm2d(4, affine=False), nn.Tanh()
+    return seeded(*body, nn.Flatten(), nn.Linear(36, 4))
+
+
+def with_tied_layers():
+    first, second = nn.Linear(6, 6), nn.Linear(6, 6)
+    second.weight = first.weight
+    return seeded(nn.Flatten(), nn.Linear(128, 6), nn.Tanh(), first, nn.Tanh(), second, nn.Tanh(), nn.Linear(6, 4))
+
+
+def with_frozen_batch_norm():
+    """Two steps in training mode, so that the averages are no longer 0 and 1, then evaluation mode for that layer."""
+    model, optimizer = learner(smooth, RULES["nesterov"])
+    model[1].eval()
+    return model, optimizer
+
+
+def in_evaluation_mode():
+    model, optimizer = learner(smooth, RULES["momentum"])
+    return model.eval(), optimizer
+
+
+def with_groups():
+    model = learner(smooth, RULES["SGD"])[0]
+    head, body = list(model[-1].parameters()), list(model[:-1].parameters())
+    groups = [
+        {"params": head, "lr": 0.2, "weight_decay": 0.3, "nesterov": False},
+        {"params": body, "lr": 0.02, "momentum": 0.5},
+    ]
+    optimizer = torch.optim.SGD(groups, lr=1.0, momentum=0.9, nesterov=True)
+    plain_step(model, optimizer, NEW, torch.full((5,), 0.2, dtype=torch.float64))
+    return model, optimizer
+
+
+def with_a_frozen_layer_outside():
+    model = smooth()
+    model[0].requires_grad_(False)
+    return model, torch.optim.SGD([p for p in model.parameters() if p.requires_grad], **RULES["nesterov"])
+
+
+def with_a_frozen_layer_inside():
+    """Trained for two steps and frozen then, with a momentum and a gradient left over from them."""
+    model, optimizer = learner(smooth, RULES["nesterov"])
+    model[4].requires_grad_(False)
+    model[4].weight.grad = torch.ones_like(model[4].weight)
+    return model, optimizer
+
+
+LEARNERS = {
+    "momentum": lambda: learner(smooth, RULES["momentum"]),
+    "nesterov": lambda: learner(smooth, RULES["nesterov"]),
+    "first step": lambda: learner(smooth, RULES["nesterov"], warm=False),
+    "batch-norm without affine": lambda: learner(without_affine, RULES["weight decay"]),
+    "frozen batch-norm": with_frozen_batch_norm,
+    "evaluation mode": in_evaluation_mode,
+    "tied layers": lambda: learner(with_tied_layers, RULES["momentum"]),
+    "parameter groups": with_groups,
+    "frozen layer, not in the optimiser": with_a_frozen_layer_outside,
+    "frozen layer, in the optimiser": with_a_frozen_layer_inside,
+}
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+@pytest.mark.parametrize("begin", LEARNERS.values(), ids=LEARNERS)
+def test_influences_are_what_real_runs_show_and_the_step_is_a_plain_one(begin, steps):
+    begin = begin()
+    model, optimizer = copy.deepcopy(begin)
+    step = metasp_step(model, optimizer, BATCH, OLD, NEW, pseudo_steps=steps)
+    for influence, validation in ((step.stability, OLD), (step.plasticity, NEW)):
+        assert_close(influence, by_finite_differences(begin, validation, steps), share=1e-8)
+    plain_step(*begin, BATCH, step.fusion.weights)
+    assert_same_state((model, optimizer), begin)
+
+
+@pytest.mark.parametrize("network", [cnn_with_batch_norm, resnet])
+def test_the_oracle_agrees_with_real_runs(network):
+    """Where the matrix above trusts it.  With ReLU the weights must move less, lest a unit crosses its kink."""
+    begin = learner(network, RULES["nesterov"])
+    influences, losses = influences_by_autograd(*begin, BATCH, OLD, NEW, pseudo_steps=2)
+    for influence, loss, validation in zip(influences, losses, (OLD, NEW), strict=True):
+        assert_close(influence, by_finite_differences(begin, validation, steps=2, width=1e-5), share=1e-6)
+        assert float(loss) == pytest.approx(loss_after(begin, torch.full((8,), 1 / 8).double(), validation, 2))
+
+
+def test_an_example_lowers_the_old_loss_when_its_weight_is_raised_if_its_influence_is_negative():
+    begin = learner(cnn_with_batch_norm, RULES["SGD"])
+    influence = metasp_gradient(*begin, BATCH, OLD, NEW).stability
+    plain = torch.full((8,), 1 / 8, dtype=torch.float64)
+    before = loss_after(begin, plain, OLD, 1)
+    lowers = []
+    for i in range(8):
+        raised = plain.clone()
+        raised[i] *= 1.0001
+        lowers.append(loss_after(begin, raised, OLD, 1) < before)
+    assert lowers == (influence < 0).tolist()
+    assert any(lowers)
+    assert not all(lowers)
+
+
+# ------------------------------------------------------------------------------------------------------- variants
+
+
+def test_paper_minimises_the_loss_less_the_fused_influence():
+    """The real gradient is that of ℓ(B) − I*ᵀL(B), with I* held fixed."""
+    model, optimizer = learner(cnn, RULES["SGD"])
+    step = metasp_gradient(model, optimizer, BATCH, OLD, NEW, variant=paper)
+    losses = cross_entropy(model(BATCH[0]), BATCH[1])
+    (losses.mean() - step.fusion.influence @ losses).backward()
+    for name, parameter in model.named_parameters():
+        assert_close(step.gradient[name], parameter.grad)
+    gamma = step.fusion.gamma
+    assert_close(step.fusion.influence, gamma * step.stability + (1 - gamma) * step.plasticity)
+
+
+def vector(*numbers):
+    return torch.tensor(numbers, dtype=torch.float64)
+
+
+def test_paper_by_hand():
+    """I_S = (1, 0), I_P = (0, 2): γ* = 4/5 by equal inner products, I* = (4/5, 2/5)."""
+    fusion = paper(vector(1, 0), vector(0, 2), vector(7).squeeze(), vector(8).squeeze())
+    assert float(fusion.gamma) == pytest.approx(0.8, rel=1e-14)
+    assert_close(fusion.influence, vector(0.8, 0.4))
+    assert_close(fusion.weights, vector(-0.3, 0.1))
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-30, 1e-200, 1e200])
+def test_official_by_hand(scale):
+    """Whatever its scale, I_S is rescaled to length 1 and I_P to length 2; the rest is as above."""
+    fusion = official(vector(3, 0) * scale, vector(0, 5), vector(1).squeeze(), vector(2).squeeze())
+    assert float(fusion.gamma) == pytest.approx(0.8, rel=1e-14)
+    assert_close(fusion.influence, vector(0.8, 0.4))
+    assert_close(fusion.weights, vector(0.2, 0.6) / 0.8)
+
+
+def test_official_weights_sum_to_one_and_may_be_negative():
+    influence = vector(4, -1, -1, 1)
+    fusion = official(influence, influence, vector(3).squeeze(), vector(3).squeeze())
+    assert float(fusion.weights.sum()) == pytest.approx(1, rel=1e-14)
+    assert_close(fusion.influence, influence * 3 / math.sqrt(19))
+    assert fusion.weights[0] < 0 < fusion.weights[1]
+
+
+@pytest.mark.parametrize(("old_loss", "new_loss", "gamma"), [(1.0, 2.0, 0.999), (2.0, 1.0, 0.001)])
+def test_official_keeps_a_thousandth_of_each(old_loss, new_loss, gamma):
+    """Of parallel vectors the shorter one would be taken alone."""
+    influence = vector(1, -2, 2)
+    fusion = official(influence, 3 * influence, vector(old_loss).squeeze(), vector(new_loss).squeeze())
+    assert float(fusion.gamma) == gamma
+    length = gamma * old_loss + (1 - gamma) * new_loss
+    assert_close(fusion.influence, influence / 3 * length)
+
+
+def test_an_influence_of_zero_stays_zero():
+    zero, other, loss = vector(0, 0), vector(1, -1), vector(1).squeeze()
+    for variant in (paper, official):
+        both = variant(zero, zero, loss, loss)
+        assert torch.equal(both.influence, zero)
+        assert torch.equal(both.weights, vector(0.5, 0.5))
+    assert torch.equal(paper(zero, other, loss, loss).weights, vector(0.5, 0.5))
+    assert_close(official(zero, other, loss, loss).influence, 0.001 * other / math.sqrt(2))
+    assert_close(official(other, zero, loss, loss).influence, 0.001 * other / math.sqrt(2))
+
+
+@pytest.mark.parametrize("loss", [2.0, 3.0], ids=["zero", "negative"])
+def test_official_refuses_weights_that_do_not_sum_to_something_positive(loss):
+    """Four equal influences of length ℓ sum to 2ℓ; 4 − 2ℓ is the total."""
+    influence = torch.ones(4, dtype=torch.float64)
+    total = 4 - 2 * loss
+    with pytest.raises(FloatingPointError, match=rf"sum to {total:.3g} .* losses {loss:.3g} .* a batch of 4.*'paper'"):
+        official(influence, influence, vector(loss).squeeze(), vector(loss).squeeze())
+
+
+# ------------------------------------------------------------------------------------- nothing moves that should not
+
+
+def snapshot(model, optimizer):
+    """All that a step could change, copied."""
+    return copy.deepcopy(
+        {
+            "parameters": dict(model.named_parameters()),
+            "gradients": [parameter.grad for parameter in model.parameters()],
+            "trained": [parameter.requires_grad for parameter in model.parameters()],
+            "buffers": dict(model.named_buffers()),
+            "modes": [module.training for module in model.modules()],
+            "optimiser": optimizer.state_dict(),
+            "random": torch.get_rng_state(),
+            "data": (BATCH, OLD, NEW),
+        }
+    )
+
+
+def assert_identical(first, second):
+    """Equal down to the last bit, whatever they are made of."""
+    assert type(first) is type(second)
+    if isinstance(first, dict):
+        assert_identical(list(first.items()), list(second.items()))
+    elif isinstance(first, list | tuple):
+        assert len(first) == len(second)
+        for one, other in zip(first, second, strict=True):
+            assert_identical(one, other)
+    elif isinstance(first, torch.Tensor):
+        assert torch.equal(first, second)
+    else:
+        assert first == second
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+@pytest.mark.parametrize("warm", [False, True], ids=["fresh", "later"])
+def test_computing_the_gradient_changes_nothing(warm, steps):
+    model, optimizer = learner(cnn_with_batch_norm, RULES["nesterov"], warm)
+    model[0].weight.grad = torch.ones_like(model[0].weight)
+    before = snapshot(model, optimizer)
+    for variant in (paper, official):
+        metasp_gradient(model, optimizer, BATCH, OLD, NEW, variant=variant, pseudo_steps=steps)
+    assert_identical(snapshot(model, optimizer), before)
+
+
+def test_the_oracle_changes_nothing():
+    model, optimizer = learner(cnn_with_batch_norm, RULES["nesterov"], warm=False)
+    before = snapshot(model, optimizer)
+    influences_by_autograd(model, optimizer, BATCH, OLD, NEW, pseudo_steps=2)
+    assert_identical(snapshot(model, optimizer), before)
+
+
+@dataclass
+class Situation:
+    """A step about to be taken, for a test to spoil."""
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    batch: tuple
+    old: tuple
+    new: tuple
+    settings: dict
+
+
+def spoilt(which):
+    """A NaN in the third example of a set."""
+
+    def spoil(situation):
+        inputs, labels = getattr(situation, which)
+        inputs = inputs.clone()
+        inputs[2, 0, 0, 0] = math.nan
+        setattr(situation, which, (inputs, labels))
+
+    return spoil
+
+
+def group(**settings):
+    return lambda situation: situation.optimizer.param_groups[0].update(settings)
+
+
+def emptied(situation):
+    situation.old = (OLD[0][:0], OLD[1][:0])
+
+
+def without_a_label(situation):
+    situation.new = (NEW[0], NEW[1][:-1])
+
+
+def with_adam(situation):
+    situation.optimizer = torch.optim.Adam(situation.model.parameters())
+
+
+def lacking(situation):
+    *most, _, _ = situation.model.parameters()
+    situation.optimizer = torch.optim.SGD(most, lr=0.1)
+
+
+def foreign(situation):
+    situation.optimizer.add_param_group({"params": [nn.Parameter(torch.zeros(2, 3))]})
+
+
+def all_frozen(situation):
+    situation.model.requires_grad_(False)
+
+
+def with_dropout(situation):
+    situation.model.append(nn.Dropout(0.3))
+
+
+def with_a_layer_twice(situation):
+    situation.model.insert(1, situation.model[0])
+
+
+def pseudo_steps(number):
+    return lambda situation: situation.settings.update(pseudo_steps=number)
+
+
+def with_mean_loss(situation):
+    situation.settings["loss"] = nn.functional.cross_entropy
+
+
+def with_infinite_weights(situation):
+    situation.settings["variant"] = lambda s, p, *_: Fusion(torch.tensor(0.5), s, torch.full_like(s, math.inf))
+
+
+def with_weights_that_cancel(situation):
+    """A pseudo-update of that size makes the validation losses larger than the batch has examples."""
+    situation.settings["variant"] = official
+    situation.optimizer.param_groups[0]["lr"] = 1e6
+
+
+REFUSED = {
+    "NaN in the batch": (spoilt("batch"), FloatingPointError, "the loss of an example is nan at position"),
+    "NaN in old": (spoilt("old"), FloatingPointError, "the mean loss of old after the pseudo-update is nan"),
+    "NaN in new": (spoilt("new"), FloatingPointError, "the mean loss of new after the pseudo-update is nan"),
+    "explosion": (group(lr=1e200), FloatingPointError, "loss of old after the pseudo-update is .* lower the step size"),
+    "explosion in the step": (group(lr=1e308), FloatingPointError, "after the pseudo-update is .* lower the step size"),
+    "no weights": (with_weights_that_cancel, FloatingPointError, "lower the learning rate, enlarge the batch or use"),
+    "infinite weights": (with_infinite_weights, FloatingPointError, "largest entry of a parameter's gradient is"),
+    "empty set": (emptied, ValueError, "old has 0 inputs and 0 labels; give as many, at least one"),
+    "a label missing": (without_a_label, ValueError, "new has 5 inputs and 4 labels; give as many"),
+    "Adam": (with_adam, ValueError, "Adam is not followed by a pseudo-update; use torch.optim.SGD"),
+    "a parameter lacks": (
+        lacking,
+        ValueError,
+        r"lacks \['10.weight', '10.bias'\] .*8 parameters.*give it all.*or freeze",
+    ),
+    "a foreign parameter": (foreign, ValueError, r"holds tensors of shape \[\(2, 3\)\] .*SGD\(model.parameters\(\)"),
+    "all frozen": (all_frozen, ValueError, "of the 0 parameters that require a gradient; give it .* one at least"),
+    "dampening": (group(dampening=0.5), ValueError, "dampening=0.5 is not followed by a pseudo-update; leave it out"),
+    "maximize": (group(maximize=True), ValueError, "maximize=True is not followed by a pseudo-update; leave it out"),
+    "zero lr": (group(lr=0.0), ValueError, "lr=0.0.*must have a positive lr"),
+    "dropout": (with_dropout, ValueError, "layer '11' draws anew at every call; set its p to 0 or call model.eval"),
+    "a layer twice": (with_a_layer_twice, ValueError, "layers '0' and '1' are one; give it one name and call it twice"),
+    "no step": (pseudo_steps(0), ValueError, "steps=0: take at least one pseudo-step"),
+    "mean loss": (with_mean_loss, ValueError, r"losses have the shape \(\): give one for each example"),
+}
+
+
+@pytest.mark.parametrize(("spoil", "error", "message"), REFUSED.values(), ids=REFUSED)
+def test_a_step_that_is_refused_moves_nothing_and_says_why(spoil, error, message):
+    situation = Situation(*learner(cnn_with_batch_norm, RULES["momentum"]), BATCH, OLD, NEW, {})
+    spoil(situation)
+    model, optimizer = situation.model, situation.optimizer
+    before = snapshot(model, optimizer)
+    with pytest.raises(error, match=message):
+        metasp_step(model, optimizer, situation.batch, situation.old, situation.new, **situation.settings)
+    assert_identical(snapshot(model, optimizer), before)
+
+
+def test_dropout_in_evaluation_mode_is_no_obstacle():
+    model, optimizer = learner(cnn, RULES["SGD"])
+    expected = metasp_gradient(model, optimizer, BATCH, OLD, NEW)
+    model.append(nn.Dropout(0.3).eval())
+    assert torch.equal(metasp_gradient(model, optimizer, BATCH, OLD, NEW).stability, expected.stability)
+
+
+# ------------------------------------------------------------------------------------------------- precision, cost
+
+
+def test_single_precision_agrees_with_double_and_stays_single():
+    """24 bits are 6e-8; through a network, batch-norm and a difference of two influences a hundred times that."""
+    steps = []
+    for dtype in (torch.float64, torch.float32):
+        model, optimizer = learner(cnn_with_batch_norm, RULES["nesterov"])  # the same state, rounded
+        for parameter in model.parameters():
+            momentum = optimizer.state[parameter]["momentum_buffer"]
+            optimizer.state[parameter]["momentum_buffer"] = momentum.to(dtype)
+        model.to(dtype)
+        sets = [(inputs.to(dtype), labels) for inputs, labels in (BATCH, OLD, NEW)]
+        steps.append(metasp_step(model, optimizer, *sets, variant=official, pseudo_steps=2))
+        floating = [buffer for buffer in model.buffers() if buffer.is_floating_point()]
+        assert all(tensor.dtype == dtype for tensor in [*model.parameters(), *floating])
+    double, single = steps
+    for name in ("losses", "stability", "plasticity"):
+        assert getattr(single, name).dtype == torch.float32
+        assert_close(getattr(single, name).double(), getattr(double, name), share=1e-5)
+    for actual, expected in zip(single.fusion, double.fusion, strict=True):
+        assert actual.dtype == torch.float32
+        assert_close(actual.double(), expected, share=1e-4)
+    for name, gradient in single.gradient.items():
+        assert gradient.dtype == torch.float32
+        assert_close(gradient.double(), double.gradient[name], share=1e-4)
+
+
+def operations(function):
+    """Multiplications and additions of convolutions and matrix products, as torch counts them."""
+    with FlopCounterMode(display=False) as counter:
+        function()
+    return counter.get_total_flops()
+
+
+@pytest.mark.parametrize("network", [lite_cnn, lambda: resnet18(width=4)], ids=["lite CNN", "ResNet-18"])
+def test_a_step_costs_nine_passes_of_the_batch_and_three_of_the_validation_sets(network):
+    """Counted in forward passes F of an example; F₁ is the first layer's, which needs no derivative in the images.
+
+    Pseudo-update 3n, validation 3v, two tangents 4n, last backward 2n.  Experience replay takes 3n; so n = 64 and
+    v = 50 + 50 give (9·64 + 3·100) / (3·64) = 4.56 times that, less what F₁ saves.
+    """
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    draw = torch.Generator().manual_seed(0)
+    batch, old, new = (
+        (torch.randn(n, 3, 16, 16, generator=draw), torch.randint(10, (n,), generator=draw)) for n in (64, 50, 50)
+    )
+    every = operations(lambda: model(batch[0])) // 64
+    first = operations(lambda: model[0](batch[0]) if isinstance(model[0], nn.Conv2d) else model[0][0](batch[0])) // 64
+    replay = operations(lambda: cross_entropy(model(batch[0]), batch[1]).mean().backward())
+    assert replay == 64 * (3 * every - first)
+    step = operations(lambda: metasp_gradient(model, optimizer, batch, old, new))
+    n, v = 64, 100
+    assert step == (9 * n + 3 * v) * every - (4 * n + v) * first
+    assert step < 4.57 * replay
+    sets = [operations(lambda s=s: influences_by_autograd(model, optimizer, batch, s)) for s in (old, new)]
+    assert sum(sets) + replay > 7 * replay  # one double backward for each set, and the step; what is saved
