@@ -17,7 +17,7 @@ help:
 	@echo "make test       unit tests, every notebook against its stored outputs, lint"
 	@echo "make lint       ruff alone: rules and format"
 	@echo "make notebooks  run every notebook and store its outputs in it"
-	@echo "make bench      measure what influences cost and store the result in data/results/bench"
+	@echo "make bench      measure what influences and a MetaSP step cost; results go to data/results/bench"
 	@echo "All of them set up .venv first; PYTHON=... picks the interpreter for that (3.11 or newer)."
 
 tour: $(STAMP)

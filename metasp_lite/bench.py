@@ -1,87 +1,37 @@
-"""What an influence costs: ``python -m metasp_lite bench``, written to data/results/bench/toy.json."""
+"""What things cost: ``python -m metasp_lite bench [toy] [step]``, written to data/results/bench."""
 
 import argparse
-import multiprocessing
-import sys
-import time
-from concurrent.futures import ProcessPoolExecutor
 
 import torch
-from tqdm import tqdm
 
-from metasp_lite import problems, results, settings
-from metasp_lite.functional import Curvature, gradient, loss_directional_derivatives
-from metasp_lite.influence import influence
-from metasp_lite.metrics import sign_confusion
-from metasp_lite.optimum import minimise
-from metasp_lite.solvers import ConjugateGradient, Exact
+from metasp_lite import bench_step, bench_toy
+from metasp_lite.bench_process import import_beforehand
 
-OUT = results.RESULTS_DIR / "bench" / "toy.json"
-REPEATS = 5
-TOY = {"l2": 0.03, "hidden": 8}
+BENCHMARKS = ("toy", "step")
 
 
 def add_command(subparsers: argparse._SubParsersAction) -> None:
     """Register ``bench``."""
-    command = subparsers.add_parser("bench", help="measure what the toy's influences cost and store the result")
-    command.add_argument("--seeds", type=int, default=5, help="how many starting weights, 0, 1, … (default 5)")
+    command = subparsers.add_parser("bench", help="measure what influences and a MetaSP step cost, and store it")
+    command.add_argument(
+        "benchmarks", nargs="*", metavar="{toy,step}", help="toy: influences; step: a MetaSP step (default: both)"
+    )
+    command.add_argument("--seeds", type=int, default=5, help="toy: how many starting weights, 0, 1, … (default 5)")
     command.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Measure every seed in a process of its own, on one thread; print a line each and store all."""
+    """Run the benchmarks that are asked for, each measurement in a process of its own on one thread."""
+    chosen = arguments.benchmarks or BENCHMARKS
+    unknown = sorted(set(chosen) - set(BENCHMARKS))
+    if unknown:
+        raise ValueError(f"there is no benchmark {', '.join(map(repr, unknown))}; choose from {', '.join(BENCHMARKS)}")
     if arguments.seeds < 1:
         raise ValueError(f"--seeds {arguments.seeds}: give at least 1")
-    began = time.perf_counter()
-    # A fresh process each, so that the peak of one run does not hide the next one's.
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), max_tasks_per_child=1) as pool:
-        rows = list(tqdm(pool.map(measure, range(arguments.seeds)), total=arguments.seeds, unit="seed"))
-    for row in rows:
-        print("  ".join(f"{name} {value}" for name, value in row.items()))
-    wall = round(time.perf_counter() - began, 1)
-    results.write(OUT, {"settings": {"threads": 1, **TOY, "repeats": REPEATS}, "runs": rows, "wall_seconds": wall})
-    print(f"stored in {OUT.relative_to(settings.PROJECT_DIR)}")
+    torch.set_num_threads(1)  # as in the processes that measure: stored results name this number
+    import_beforehand(bench_toy.__name__, bench_step.__name__)
+    if "toy" in chosen:
+        bench_toy.run(arguments.seeds)
+    if "step" in chosen:
+        bench_step.run()
     return 0
-
-
-def measure(seed: int) -> dict[str, float | int | None]:
-    """Train the toy from ``seed`` and measure its exact and its conjugate-gradient influences on one thread."""
-    torch.set_num_threads(1)
-    problem = problems.toy(**TOY, seed=seed)
-    theta = minimise(problem.objective, problem.start)
-    losses, validation = problem.objective.losses, problem.validation
-    loss_directional_derivatives(losses, theta, theta)  # so that first-use costs of torch are in no measurement
-
-    before, begin = _peak_mib(), time.process_time()
-    exact = influence(losses, validation, Curvature(problem.objective, theta), Exact())
-    exact_seconds, exact_mib = time.process_time() - begin, _peak_mib() - before
-
-    target = gradient(validation, theta)
-    iterates = ConjugateGradient(300).iterates(Curvature(problem.objective, theta), target)
-    right = [
-        sign_confusion(exact, -loss_directional_derivatives(losses, theta, solution)).agreement for solution in iterates
-    ]
-    all_right = max((k for k, count in enumerate(right, 1) if count < len(exact)), default=0) + 1
-    seconds = []
-    for _ in range(REPEATS):
-        begin = time.process_time()
-        influence(losses, validation, Curvature(problem.objective, theta), ConjugateGradient(all_right))
-        seconds.append(time.process_time() - begin)
-    return {
-        "seed": seed,
-        "positive": int((exact > 0).sum()),
-        "exact_cpu_seconds": round(exact_seconds, 2),
-        "exact_extra_mib": round(exact_mib),
-        "cg_signs_right_after_20_products": right[19],
-        "cg_products_to_990": next((k for k, count in enumerate(right, 1) if count >= 990), None),
-        "cg_products_to_1000": all_right if all_right <= len(right) else None,
-        "cg_cpu_seconds_to_1000_median": round(sorted(seconds)[REPEATS // 2], 3),
-        "cg_cpu_seconds_to_1000_min": round(min(seconds), 3),
-    }
-
-
-def _peak_mib() -> float:
-    """Return the largest resident size of this process so far (kibibytes on Linux, bytes on macOS)."""
-    import resource  # not on Windows, where the rest of the package runs
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024**2 if sys.platform == "darwin" else 1024)

@@ -1,10 +1,10 @@
-"""Stored results: one JSON file each, with what is needed to obtain it again."""
+"""Stored results: one JSON file each, an object or a list of them, with what is needed to obtain it again."""
 
 import json
 import os
 import platform
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -30,15 +30,18 @@ def provenance() -> dict[str, object]:
     }
 
 
-def write(path: Path, result: Mapping[str, object]) -> None:
+def write(path: Path, result: Mapping[str, object] | Sequence[Mapping[str, object]]) -> None:
     """Write ``result`` and its provenance as JSON; the file is there whole or, when anything fails, as it was before.
+
+    In a list every object gets the provenance.
 
     Raises:
         ValueError: for a NaN or an infinite number, which JSON does not have.
         OSError: when the file cannot be written.
     """
-    text = json.dumps({**result, "obtained_with": provenance()}, indent=2, allow_nan=False, ensure_ascii=False)
-    write_atomically(path, text + "\n")
+    origin = {"obtained_with": provenance()}
+    stamped = {**result, **origin} if isinstance(result, Mapping) else [{**each, **origin} for each in result]
+    write_atomically(path, json.dumps(stamped, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:

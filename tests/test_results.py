@@ -21,6 +21,18 @@ def test_a_result_is_stored_with_commit_versions_and_threads(tmp_path):
     assert len(stored["obtained_with"]["commit"]) == 40 or not head.exists()
 
 
+def test_every_object_of_a_list_is_stamped(tmp_path):
+    path = tmp_path / "runs.json"
+    results.write(path, [{"seed": 3}, {"seed": 4}])
+    stored = json.loads(path.read_text())
+    assert [each["seed"] for each in stored] == [3, 4]
+    assert all(each["obtained_with"]["versions"].keys() >= {"python", "torch"} for each in stored)
+    before = path.read_bytes()
+    with pytest.raises(ValueError, match="nan"):
+        results.write(path, [{"r": 0.5}, {"r": math.nan}])
+    assert path.read_bytes() == before
+
+
 def test_a_number_that_json_lacks_is_refused_and_the_old_result_stays(tmp_path):
     path = tmp_path / "run.json"
     results.write(path, {"r": 0.5})
@@ -36,6 +48,9 @@ def test_stored_results_name_a_clean_commit():
     stored = sorted(results.RESULTS_DIR.rglob("*.json"))
     assert stored
     for path in stored:
-        origin = json.loads(path.read_text())["obtained_with"]
-        assert len(origin["commit"]) == 40, path.name
-        assert origin["uncommitted_changes"] is False, path.name
+        content = json.loads(path.read_text())
+        objects = content if isinstance(content, list) else [content]
+        assert objects, path.name
+        for origin in (each["obtained_with"] for each in objects):
+            assert len(origin["commit"]) == 40, path.name
+            assert origin["uncommitted_changes"] is False, path.name

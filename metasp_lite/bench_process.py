@@ -1,0 +1,33 @@
+"""A process of its own for each measurement, and the largest memory it had."""
+
+import multiprocessing
+import sys
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+def in_fresh_process(function: Callable[..., T], *arguments: object) -> T:
+    """Call a module's ``function`` in a process that did nothing before, and return what it returns.
+
+    The process is forked from a small server that multiprocessing keeps, and not started by this process: on Linux one
+    that is started begins with the peak of the one that started it, which would hide its own.
+    """
+    # a pool for one call: a pool that replaces its process after every call may wait for ever (CPython issue 115634)
+    with ProcessPoolExecutor(1, multiprocessing.get_context("forkserver")) as pool:
+        return pool.submit(function, *arguments).result()
+
+
+def import_beforehand(*modules: str) -> None:
+    """Let the server import ``modules`` when it starts, and not every fresh process again (seconds each)."""
+    multiprocessing.set_forkserver_preload(list(modules))
+
+
+def peak_mib() -> float:
+    """Return the largest resident size of this process so far, in MiB."""
+    import resource  # not on Windows, where the rest of the package runs
+
+    # kibibytes on Linux, bytes on macOS
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024**2 if sys.platform == "darwin" else 1024)
