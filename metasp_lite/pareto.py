@@ -24,13 +24,13 @@ def min_norm_pair(first: Tensor, second: Tensor) -> MinNormPoint:
     first, so that no square overflows or vanishes.
 
     Raises:
-        ValueError: when the two are not floating-point vectors of one length.
+        ValueError: when the two are not floating-point vectors of one length and one dtype.
         FloatingPointError: when an entry is NaN or infinite.
     """
     if first.dim() != 1 or first.shape != second.shape or len(first) == 0:
         raise ValueError(f"shapes {tuple(first.shape)} and {tuple(second.shape)}: give two vectors of one length")
-    if not (first.is_floating_point() and second.is_floating_point()):
-        raise ValueError(f"dtypes {first.dtype} and {second.dtype}: give floating-point vectors")
+    if not first.is_floating_point() or first.dtype != second.dtype:
+        raise ValueError(f"dtypes {first.dtype} and {second.dtype}: give floating-point vectors of one dtype")
     check_finite(first, "the first vector")
     check_finite(second, "the second vector")
     scale = torch.maximum(first.abs().max(), second.abs().max())
@@ -39,7 +39,13 @@ def min_norm_pair(first: Tensor, second: Tensor) -> MinNormPoint:
     difference = unit_second - unit_first
     size = difference.abs().max()
     direction = difference / torch.where(size > 0, size, 1.0)
-    # γ = (g₂−g₁)ᵀg₂ / ‖g₂−g₁‖² with g₂−g₁ = size · direction; 0/0 only where the vectors are equal
-    gamma = (direction @ unit_second / (size * (direction @ direction))).clamp(0.0, 1.0)
-    gamma = torch.where(size > 0, gamma, 0.5)
-    return MinNormPoint(gamma, gamma * first + (1 - gamma) * second)
+    squared = size * (direction @ direction)
+    # γ = (g₂−g₁)ᵀg₂ / ‖g₂−g₁‖² and 1−γ = (g₁−g₂)ᵀg₁ / ‖g₂−g₁‖².  Computed is the weight of the longer vector, and the
+    # other as 1 − it: the other way round, a rounding error of 1e-16 times the longer could swamp the shorter.
+    of_first = (direction @ unit_second / squared).clamp(0.0, 1.0)
+    of_second = (-(direction @ unit_first) / squared).clamp(0.0, 1.0)
+    first_is_longer = unit_first.norm() > unit_second.norm()
+    gamma = torch.where(first_is_longer, of_first, 1 - of_second)
+    rest = torch.where(first_is_longer, 1 - of_first, of_second)
+    gamma, rest = (torch.where(size > 0, weight, 0.5) for weight in (gamma, rest))  # 0/0 where the vectors are equal
+    return MinNormPoint(gamma, gamma * first + rest * second)
