@@ -46,7 +46,12 @@ def lite_cnn(
 
     For each of ``widths`` a 3×3 convolution, batch-norm, ReLU and a 2×2 maximum; then the mean over what is left of the
     image, and one linear head.  H and W must be at least 2 to the power of the number of widths.
+
+    Raises:
+        ValueError: when there is no width, or one below 1.
     """
+    if len(widths) == 0 or min(widths) < 1:
+        raise ValueError(f"widths {tuple(widths)}: give at least one, each of at least one channel")
 
     def layers() -> nn.Sequential:
         body: list[nn.Module] = []
@@ -65,7 +70,12 @@ def resnet18(
 
     The stem is one 3×3 convolution without pooling instead of 7×7 with; ``width`` is its number of channels, which
     doubles three times (64 is the full network, 11.2 million parameters for 10 classes).  The blocks are torchvision's.
+
+    Raises:
+        ValueError: when ``width`` is below 1.
     """
+    if width < 1:
+        raise ValueError(f"width {width}: give at least one channel")
 
     def layers() -> nn.Sequential:
         stem = nn.Conv2d(channels, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU(inplace=True)
