@@ -198,11 +198,16 @@ def shortest_vector(first: np.ndarray, second: np.ndarray, gamma: float) -> Figu
     for vector, colour, name in arrows:
         left.annotate("", vector, (0, 0), arrowprops={"arrowstyle": "-|>", "color": colour, "linewidth": 2})
         left.plot([], [], color=colour, linewidth=2, label=name)
+        tip = vector + 0.2 * vector / max(np.hypot(*vector), 1e-9)
+        left.annotate(name.partition(" = ")[0].rstrip("$") + "$", tip, ha="center", va="center", fontsize=10)
     left.plot(*np.stack([first, second]).T, color="0.4", linestyle="--", linewidth=1, label="the segment")
     left.plot(*np.stack([np.zeros(2), point]).T, color=GREEN, linestyle=":", linewidth=2)
     left.plot(*point, "o", color=GREEN, markersize=8, label="shortest vector")
-    reach = 1.15 * max(np.abs(np.stack([first, second, point])).max(), 1.0)
-    left.set(xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal", xlabel="$θ_1$", ylabel="$θ_2$")
+    reach = 1.3 * max(np.abs(np.stack([first, second, point])).max(), 1.0)
+    left.set(
+        xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal", xlabel="first component", ylabel="second component"
+    )
+    left.set_title(f"slopes along $d^*$: {-first @ point:.3f} and {-second @ point:.3f}", fontsize=10)
     left.legend(fontsize=8, loc="lower right")
     along = np.linspace(-0.5, 1.5, 101)
     points = along[:, None] * first + (1 - along[:, None]) * second
@@ -233,6 +238,16 @@ def pareto_paths(
         levels = values.max() * np.linspace(0.05, 0.9, 8) ** 2
         left.contour(*axes, values, levels=levels, colors=colour, linewidths=0.6, alpha=0.6)
     left.plot(*front.T, color="black", linewidth=3, label="Pareto-optimal")
+    for end, name in ((front[-1], "minimum of $f_1$"), (front[0], "minimum of $f_2$")):
+        left.annotate(
+            name,
+            end,
+            xytext=(0, -14),
+            textcoords="offset points",
+            fontsize=8,
+            ha="center",
+            bbox={"color": "white", "pad": 1},
+        )
     right.plot(*(objective(front) for objective in objectives), color="black", linewidth=3, label="Pareto front")
     for (name, many), colour, style in zip(paths.items(), (GREEN, PURPLE), ("-", "--"), strict=True):
         for k, path in enumerate(many):
@@ -270,13 +285,19 @@ def stability_plasticity(
 
 
 def weights_of_variants(axes: Sequence[Axes], weights: Mapping[str, Tensor], from_memory: Tensor) -> None:
-    """One histogram for each variant of the weights ``(n,)``, times n, of memory and new examples."""
+    """Draw one histogram for each variant of the weights ``(n,)`` times n; memory and new examples are stacked."""
     for ax, (name, w) in zip(axes, weights.items(), strict=True):
         relative, old = (len(w) * w).cpu().numpy(), from_memory.cpu().numpy()
         bins = np.linspace(relative.min(), relative.max(), 17)
-        for mask, colour, hatch, label in ((old, BLUE, "//", "from the memory"), (~old, ORANGE, "", "of the new task")):
-            ax.hist(relative[mask], bins, color=colour, hatch=hatch, alpha=0.6, label=label)
+        ax.hist(
+            [relative[old], relative[~old]],
+            bins,
+            stacked=True,
+            color=(BLUE, ORANGE),
+            hatch=("//", ""),
+            label=("from the memory", "of the new task"),
+        )
         ax.axvline(1, color="black", linestyle=":", label="plain mean")
-        ax.set(xlabel="n · w", title=f"{name}: {relative.mean():.3f} ± {relative.std(ddof=1):.3f}")
+        ax.set(xlabel="n · w", title=f"{name}: mean {relative.mean():.3f}, spread {relative.std(ddof=1):.3f}")
     axes[0].set_ylabel("examples")
     axes[0].legend(fontsize=8)
