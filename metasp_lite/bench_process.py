@@ -1,5 +1,6 @@
 """A process of its own for each measurement, and the largest memory it had."""
 
+import ctypes
 import multiprocessing
 import sys
 from collections.abc import Callable
@@ -31,3 +32,13 @@ def peak_mib() -> float:
 
     # kibibytes on Linux, bytes on macOS
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024**2 if sys.platform == "darwin" else 1024)
+
+
+def return_freed_memory() -> None:
+    """Let this process give each block of 64 KiB or more back to the system as soon as it is freed.
+
+    glibc's malloc keeps freed blocks for later, as they happen to fit.  The peak of the very same step then moves by
+    15 % with what the process allocated before; without the kept blocks by less than 1 %.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).mallopt(-3, 1 << 16)  # M_MMAP_THRESHOLD: these blocks are mappings of their own

@@ -2,7 +2,7 @@
 
 Three costs of one step: operations (multiplications and additions of convolutions and linear layers, as torch counts
 them), CPU time on one thread, and how far the step raises the peak of memory.  Images and labels are random: no cost
-depends on what they show.
+depends on what they show.  The optimiser is plain SGD, the numbers are float32.
 """
 
 import copy
@@ -20,12 +20,13 @@ from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
 from metasp_lite import models, results, settings
-from metasp_lite.bench_process import in_fresh_process, peak_mib
+from metasp_lite.bench_process import in_fresh_process, peak_mib, return_freed_memory
 from metasp_lite.functional import cross_entropy
 from metasp_lite.metasp import Examples, metasp_step, paper
 from metasp_lite.oracle import influences_by_autograd
 
 OUT = results.RESULTS_DIR / "bench" / "step.json"
+SHOWN = ("variant", "network", "n", "v", "counted_ratio_to_er", "cpu_seconds", "cpu_ratio_to_er", "peak_extra_mib")
 SEED, IMAGE, CLASSES, LEARNING_RATE = 0, (3, 32, 32), 10, 0.1
 Arguments = tuple[nn.Module, torch.optim.SGD, Examples, Examples, Examples]  # of a step: …, batch, V_old, V_new
 
@@ -105,16 +106,17 @@ CASES = (
 def run() -> None:
     """Measure every case, print a table and store one object for each step."""
     rows = []
-    with tqdm(total=sum(1 + len(case.variants) for case in CASES), desc="step", unit="run") as bar:
+    with tqdm(total=sum(1 + 2 * len(case.variants) for case in CASES), desc="step", unit="run") as bar:
         for case in CASES:
             bar.set_postfix_str(f"{case.network}, n {case.n}, v {case.v}")
             measured = in_fresh_process(operations_and_seconds, case)
             bar.update()
             for row in measured:
-                row["peak_extra_mib"] = round(in_fresh_process(peak_extra_mib, row["variant"], case), 1)
-                bar.update()
+                for name, ordinary in {"peak_extra_mib": False, "peak_extra_mib_ordinary_malloc": True}.items():
+                    row[name] = round(in_fresh_process(peak_extra_mib, row["variant"], case, ordinary), 1)
+                    bar.update()
             rows += measured
-    print(pd.DataFrame(rows).drop(columns=["seed", "threads"]).to_string(index=False))
+    print(pd.DataFrame(rows)[list(SHOWN)].to_string(index=False))
     results.write(OUT, rows)
     print(f"stored in {OUT.relative_to(settings.PROJECT_DIR)}")
 
@@ -156,13 +158,18 @@ def operations_and_seconds(case: Case) -> list[dict[str, object]]:
     ]
 
 
-def peak_extra_mib(variant: str, case: Case) -> float:
+def peak_extra_mib(variant: str, case: Case, ordinary_malloc: bool = False) -> float:
     """Return by how much one step raises this process's peak of resident memory.
 
-    Network, examples and optimiser are there before.  Steps of two examples on small networks come first, so that
+    That is what the step needs; with ``ordinary_malloc`` also what the allocator keeps of freed memory, which is a
+    matter of chance.
+
+    Network, examples and optimiser are there before.  Steps of four examples on small networks come first, so that
     kernels and libraries that are loaded when first used do not count, and no peak of a warm-up hides the step's.
     """
     torch.set_num_threads(1)
+    if not ordinary_malloc:
+        return_freed_memory()
     step = STEPS[variant]
     for small in (models.lite_cnn(widths=(2, 2, 2)), models.resnet18(width=2)):
         step(*arguments(small, Case(case.network, n=4, v=4)))
