@@ -62,7 +62,7 @@ class _Recording(TorchFunctionMode):
 
     def __torch_function__(self, function: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
-        if _is_max_pooling(function, **kwargs):
+        if function is F.max_pool2d:  # a call that asks for the places itself comes under another name
             value, places = function(*args, **{**kwargs, "return_indices": True})
             self.entries.append((function, value.detach(), value._version, places))
             return value
@@ -86,7 +86,7 @@ class _Replay(TorchFunctionMode):
         rule = None
         if function in _BILINEAR:
             rule = _bilinear
-        elif _is_max_pooling(function, **kwargs):
+        elif function is F.max_pool2d:
             rule = _max_pooling
         elif _is_batch_norm(function, **kwargs):
             rule = _batch_norm
@@ -97,10 +97,6 @@ class _Replay(TorchFunctionMode):
             raise RuntimeError("the function did something new; it must do the same as when it was recorded")
         dual = rule(function, values, *args, **kwargs)
         return function(*args, **kwargs) if dual is None else dual  # no rule for this case: torch's own, at full cost
-
-
-def _is_max_pooling(function: Callable, return_indices: bool = False, **_: Any) -> bool:
-    return function is F.max_pool2d and not return_indices
 
 
 def _is_batch_norm(function: Callable, training: bool = False, **_: Any) -> bool:

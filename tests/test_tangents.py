@@ -263,9 +263,10 @@ INPUTS, WEIGHTS, DIRECTION = randn(4, 4, seed=0), (randn(4, 4, seed=1),), (randn
         (lambda parameters: F.linear(linear(parameters), parameters[0]), "did something new"),  # more
         (lambda parameters: INPUTS @ parameters[0].T, "did less"),  # fewer
         (pooled, "did something new"),  # another
-        (lambda parameters: INPUTS, "did less"),  # nothing with θ
+        (lambda parameters: INPUTS, "did less"),  # nothing
+        (lambda parameters: linear(WEIGHTS), "did less"),  # the same without θ
     ],
-    ids=["more", "fewer", "another", "nothing"],
+    ids=["more", "fewer", "another", "nothing", "constant"],
 )
 def test_a_function_that_changed_is_refused(now, message):
     tape, _ = recorded(linear, WEIGHTS)
