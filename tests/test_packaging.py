@@ -147,3 +147,77 @@ def test_readme_quotes_the_recorded_benchmark():
     for start, key in rows.items():
         values = [run[key] for run in runs]
         assert readme_row(start)[-1] == f"{min(values):g} to {max(values):g}", key
+
+
+NETWORKS = ("lite-cnn", "resnet18-20", "resnet18-64")
+STEPS = {
+    (row["variant"], row["network"], row["n"], row["v"]): row
+    for row in json.loads((ROOT / "data/results/bench/step.json").read_text())
+}
+
+
+def step_cost(variant: str, key: str, network: str = "lite-cnn", n: int = 64, v: int = 100) -> float:
+    """What the benchmark stored of one step."""
+    return STEPS[variant, network, n, v][key]
+
+
+def metasp_share(key: str, *case: str | int, rival: str = "oracle") -> float:
+    """MetaSP's cost over the rival's."""
+    return step_cost("metasp", key, *case) / step_cost(rival, key, *case)
+
+
+def lowest_to_highest(values: list[float]) -> str:
+    return f"{min(values):.2f} to {max(values):.2f}"
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_readme_quotes_the_recorded_cost_of_a_step(network):
+    rivals = ("oracle", "oracle-shared")
+    costs = {
+        key: [step_cost(variant, key, network) for variant in ("er", "metasp", *rivals)]
+        for key in ("counted_ratio_to_er", "cpu_ratio_to_er", "peak_extra_mib")
+    }
+    assert readme_row(f"`{network}`")[1:] == [
+        " / ".join(f"{ratio:.2f}" for ratio in costs["counted_ratio_to_er"][1:]),
+        " / ".join(f"{ratio:.1f}" for ratio in costs["cpu_ratio_to_er"][1:]),
+        " / ".join(f"{mib:.0f}" for mib in costs["peak_extra_mib"]),
+        *(
+            ", ".join(f"{metasp_share(key, network, rival=rival):.2f}" for key in ("cpu_seconds", "peak_extra_mib"))
+            for rival in rivals
+        ),
+    ]
+
+
+def test_readme_says_which_goals_a_step_meets_and_how_it_grows():
+    """Every number of these sentences follows from the stored ones."""
+
+    def met(values: list[float], goal: float) -> str:
+        return f"{sum(value <= goal for value in values)} of {len(values)}"
+
+    def of_all(key: str, rival: str = "oracle") -> list[float]:
+        return [metasp_share(key, network, rival=rival) for network in NETWORKS]
+
+    def growth(cases: list[tuple[int, int]]) -> tuple[str, str]:
+        counted = (step_cost("metasp", "counted_ratio_to_er", "lite-cnn", *case) for case in cases)
+        shares = (metasp_share("cpu_seconds", "lite-cnn", *case) for case in cases)
+        return ", ".join(f"{ratio:.1f}" for ratio in counted), ", ".join(f"{share:.2f}" for share in shares)
+
+    counted = [step_cost("metasp", "counted_ratio_to_er", network) for network in NETWORKS]
+    (by_n, share_by_n), (by_v, share_by_v) = (
+        growth([(n, 100) for n in (16, 32, 64, 128)]),
+        growth([(64, v) for v in (20, 50, 100, 200)]),
+    )
+    sentences = [
+        f"Goals for MetaSP were at most 4.8 ER steps counted (met on {met(counted, 4.8)} networks), at most 0.6 of the "
+        f"oracle's CPU time ({met(of_all('cpu_seconds'), 0.6)}) and at most 0.6 of its memory "
+        f"({met(of_all('peak_extra_mib'), 0.6)}).",
+        f"Of shared's CPU time it takes {lowest_to_highest(of_all('cpu_seconds', 'oracle-shared'))}.",
+        "A step counts about (9n + 3v)/3n ER steps of the same n: on `lite-cnn` with v = 100 and n = 16, 32, 64, 128 "
+        f"it is {by_n}, and with n = 64 and v = 20, 50, 100, 200 it is {by_v}; of the oracle's CPU time that took "
+        f"{share_by_n} and {share_by_v}.",
+        f"With ordinary malloc MetaSP's peak was {lowest_to_highest(of_all('peak_extra_mib_ordinary_malloc'))} of the "
+        f"oracle's (at most 0.6 on {met(of_all('peak_extra_mib_ordinary_malloc'), 0.6)}).",
+    ]
+    readme = " ".join((ROOT / "README.md").read_text().split())
+    for sentence in sentences:
+        assert sentence in readme, sentence
