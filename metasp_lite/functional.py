@@ -63,6 +63,25 @@ def refuse_dropout(model: nn.Module) -> None:
             raise ValueError(f"layer {name!r} draws anew at every call; set its p to 0 or call model.eval() first")
 
 
+def refuse_shared_layers(model: nn.Module) -> None:
+    """Do nothing for a model in which every layer has one name.
+
+    A layer under two names would be left with parameters that are not its own by torch's functional_call (pytorch issue
+    164759).
+
+    Raises:
+        ValueError: when there is one; names it.
+    """
+    names: dict[nn.Module, str] = {}
+    for name, layer in model.named_modules(remove_duplicate=False):
+        first = names.setdefault(layer, name)
+        if first != name and layer.state_dict():
+            raise ValueError(
+                f"layers {first!r} and {name!r} are one; give it one name and call it twice, or let two layers share "
+                "their parameters (b.weight = a.weight)"
+            )
+
+
 class ExampleLosses:
     """The loss of each example as a function of θ: ``losses(theta)`` is L(θ) ``(n,)``, the papers' loss vector."""
 
@@ -72,7 +91,7 @@ class ExampleLosses:
         Raises:
             ValueError: when inputs and labels differ in number, when there are none, or when the model, in training
                 mode, normalises over the batch (a loss of ONE example does not exist then) or has dropout (the loss
-                is no function of θ then).
+                is no function of θ then), or has a layer under two names.
         """
         if len(inputs) != len(labels) or len(inputs) == 0:
             raise ValueError(f"{len(inputs)} inputs and {len(labels)} labels; give as many of both, at least one")
@@ -84,6 +103,7 @@ class ExampleLosses:
         if normalised:
             raise ValueError(f"layer {normalised[0]!r} mixes the examples of a batch; call model.eval() first")
         refuse_dropout(model)
+        refuse_shared_layers(model)
         self.model, self.inputs, self.labels, self.loss = model, inputs, labels, loss
         self._shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
         self._sizes = [shape.numel() for shape in self._shapes.values()]

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from metasp_lite.functional import LossFunction, check_finite, cross_entropy, refuse_dropout
+from metasp_lite.functional import LossFunction, check_finite, cross_entropy, refuse_dropout, refuse_shared_layers
 from metasp_lite.pareto import min_norm_pair
 from metasp_lite.pseudo_update import Parameters, PseudoUpdate, SGDRule, mean_and_gradient
 
@@ -110,7 +110,7 @@ def metasp_gradient(
         if len(inputs) != len(labels) or len(inputs) == 0:
             raise ValueError(f"{name} has {len(inputs)} inputs and {len(labels)} labels; give as many, at least one")
     refuse_dropout(model)
-    _refuse_shared_layers(model)
+    refuse_shared_layers(model)
     trained = _trained(model, optimizer)
     buffers: dict[str, Tensor] = {}
 
@@ -150,18 +150,6 @@ def metasp_step(
     for name, buffer in model.named_buffers():
         buffer.copy_(step.buffers[name])
     return step
-
-
-def _refuse_shared_layers(model: nn.Module) -> None:
-    """Refuse what functional_call would leave with parameters that are not its own (pytorch issue 164759)."""
-    names: dict[nn.Module, str] = {}
-    for name, layer in model.named_modules(remove_duplicate=False):
-        first = names.setdefault(layer, name)
-        if first != name and layer.state_dict():
-            raise ValueError(
-                f"layers {first!r} and {name!r} are one; give it one name and call it twice, or let two layers share "
-                "their parameters (b.weight = a.weight)"
-            )
 
 
 def _trained(model: nn.Module, optimizer: torch.optim.SGD) -> dict[str, tuple[nn.Parameter, SGDRule]]:

@@ -53,18 +53,20 @@ class SGDRule:
                 raise ValueError(f"{name}={group[name]} is not followed by a pseudo-update; leave it out")
         return cls(float(group["lr"]), float(group["momentum"]), float(group["weight_decay"]), bool(group["nesterov"]))
 
-    def step(self, theta: Tensor, momentum: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
-        """(θ, m, g) to (θ', m')."""
-        decayed = gradient.add(theta, alpha=self.weight_decay)
-        momentum = decayed.add(momentum, alpha=self.momentum)
+    def step(self, theta: Tensor, momentum: Tensor | None, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        """(θ, m, g) to (θ', m'); a momentum of None is zero, and takes no memory."""
+        decayed = gradient.add(theta, alpha=self.weight_decay) if self.weight_decay else gradient
+        momentum = decayed if momentum is None else decayed.add(momentum, alpha=self.momentum)
         move = decayed.add(momentum, alpha=self.momentum) if self.nesterov else momentum
         return theta.sub(move, alpha=self.lr), momentum
 
-    def adjoint(self, d_theta: Tensor, d_momentum: Tensor) -> tuple[Tensor, Tensor]:
-        """(∂ℓ/∂θ', ∂ℓ/∂m') to (∂ℓ/∂g, ∂ℓ/∂m); with g held fixed, ∂ℓ/∂θ is ∂ℓ/∂θ' + λ ∂ℓ/∂g."""
-        through_momentum = d_momentum.sub(d_theta, alpha=self.lr * (self.momentum if self.nesterov else 1.0))
+    def adjoint(self, d_theta: Tensor, d_momentum: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """(∂ℓ/∂θ', ∂ℓ/∂m') to (∂ℓ/∂g, ∂ℓ/∂m), None for zero; with g held fixed, ∂ℓ/∂θ is ∂ℓ/∂θ' + λ ∂ℓ/∂g."""
+        through_momentum = d_theta * (-self.lr * (self.momentum if self.nesterov else 1.0))
+        if d_momentum is not None:
+            through_momentum += d_momentum
         d_gradient = through_momentum.sub(d_theta, alpha=self.lr) if self.nesterov else through_momentum
-        return d_gradient, through_momentum * self.momentum
+        return d_gradient, through_momentum * self.momentum if self.momentum else None
 
 
 class PseudoUpdate:
@@ -106,7 +108,7 @@ class PseudoUpdate:
         self.losses = check_finite(self._losses.detach(), "the loss of an example")  # L(θ), before the step
         gradient_ = torch.autograd.grad(self._losses.mean(), self._leaves, retain_graph=True)
         path = [tuple(leaf.detach() for leaf in self._leaves)]
-        momentum = tuple(torch.zeros_like(theta) if m is None else m for theta, m in zip(path[0], momenta, strict=True))
+        momentum = tuple(momenta)
         for k in range(steps):
             if k > 0:
                 _, gradient_ = mean_and_gradient(losses, path[-1])
@@ -139,8 +141,8 @@ class PseudoUpdate:
                     gradient_, (weights, *leaves), direction, retain_graph=True, materialize_grads=True
                 )
                 total += tangent / n
-                chain.back_to_parameters(products)
-        for total, chain in zip(totals, chains, strict=True):
+                chain.back_to_parameters(direction, products)
+        for total, chain in zip(totals, chains, strict=True):  # one direction at a time: each is as large as θ
             total += self._tape.derivative(self._function, self._leaves, chain.back_to_gradient()) / n
         return totals
 
@@ -154,21 +156,20 @@ class _Chain:
 
     def __init__(self, rules: Sequence[SGDRule], d_theta: Sequence[Tensor]) -> None:
         self._rules, self._d_theta = rules, list(d_theta)
-        self._d_momentum = [torch.zeros_like(d) for d in d_theta]
-        self._d_gradient: list[Tensor] = []
+        self._d_momentum: list[Tensor | None] = [None] * len(self._d_theta)
 
     def back_to_gradient(self) -> list[Tensor]:
         """Return ∂ℓ/∂g of the step."""
         states = zip(self._rules, self._d_theta, self._d_momentum, strict=True)
         pairs = [rule.adjoint(*state) for rule, *state in states]
-        self._d_gradient, self._d_momentum = [g for g, _ in pairs], [m for _, m in pairs]
-        return self._d_gradient
+        self._d_momentum = [m for _, m in pairs]
+        return [g for g, _ in pairs]
 
-    def back_to_parameters(self, hessian_products: Sequence[Tensor]) -> None:
-        """Go on to the θ the step began at, given H ∂ℓ/∂g there."""
+    def back_to_parameters(self, d_gradient: Sequence[Tensor], hessian_products: Sequence[Tensor]) -> None:
+        """Go on to the θ the step began at, given ∂ℓ/∂g and H ∂ℓ/∂g there."""
         self._d_theta = [
             d + rule.weight_decay * g + product
-            for rule, d, g, product in zip(self._rules, self._d_theta, self._d_gradient, hessian_products, strict=True)
+            for rule, d, g, product in zip(self._rules, self._d_theta, d_gradient, hessian_products, strict=True)
         ]
 
 

@@ -205,6 +205,15 @@ def test_batch_normalisation_without_running_averages_mixes_examples_even_in_eva
         ExampleLosses(model, torch.zeros(6, 4), torch.zeros(6, dtype=torch.long))
 
 
+def test_a_layer_under_two_names_is_refused_and_keeps_its_parameters():
+    layer = nn.Linear(3, 3)
+    model = nn.Sequential(layer, nn.Tanh(), layer)
+    own = layer.weight
+    with pytest.raises(ValueError, match="layers '0' and '2' are one"):
+        ExampleLosses(model, torch.zeros(2, 3), torch.tensor([0, 1]))
+    assert layer.weight is own
+
+
 def test_dropout_is_refused_in_training_and_accepted_in_evaluation():
     model = nn.Sequential(nn.Linear(4, 3), nn.Dropout(0.5))
     inputs, labels = torch.zeros(2, 4), torch.tensor([0, 1])
