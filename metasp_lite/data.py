@@ -80,6 +80,10 @@ class ImageSet:
         """Return N, the number of images."""
         return len(self.images)
 
+    def take(self, index: torch.Tensor) -> "ImageSet":
+        """Return the images ``index (k,)``, in that order."""
+        return replace(self, images=self.images[index], labels=self.labels[index])
+
 
 def load(name: str | Path, split: Split = "train", *, source: str | None = None, size: int | None = None) -> ImageSet:
     """Return one split of a data set: (N, C, H, W) uint8 images and (N,) int64 labels; nothing is downloaded.

@@ -1,0 +1,14 @@
+"""The methods of the course, each readable in its ``step``."""
+
+from metasp_lite.methods.base import Method
+from metasp_lite.methods.influence import MetaSP, MetaSPRehSel
+from metasp_lite.methods.replay import ER, ERLate, FineTune, Joint
+
+METHODS: dict[str, type[Method]] = {
+    "fine-tune": FineTune,
+    "joint": Joint,
+    "er": ER,
+    "er-late": ERLate,
+    "metasp": MetaSP,
+    "metasp-rehsel": MetaSPRehSel,
+}
