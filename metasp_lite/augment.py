@@ -11,6 +11,7 @@ class Augmentation:
     """Shift each image by up to ``padding`` pixels (black comes in), mirror half of them if ``flip``, normalise.
 
     ``mean`` and ``std`` are those of a channel, on the scale 0…255.  Crop and flip are one gather for the whole batch.
+    Black comes in before normalising, as in the papers' code.
     """
 
     mean: tuple[float, ...]
@@ -20,12 +21,16 @@ class Augmentation:
 
     @classmethod
     def fitted(cls, images: Tensor, *, padding: int = 0, flip: bool = False) -> "Augmentation":
-        """Take mean and deviation of each channel from uint8 ``images (N, C, H, W)``; exact, from their histogram."""
+        """Take mean and deviation of each channel from uint8 ``images (N, C, H, W)``; exact, from their histogram.
+
+        The deviation of a channel that is the same everywhere is taken to be 1, so that nothing is blown up.
+        """
         levels = torch.arange(256, dtype=torch.float64)
         counts = torch.stack([torch.bincount(c.flatten(), minlength=256) for c in images.transpose(0, 1)]).cpu()
         share = counts.double() / counts.sum(dim=1, keepdim=True)
         mean = share @ levels
-        std = (share @ levels**2 - mean**2).clamp(min=1e-12).sqrt()
+        std = (share * (levels - mean[:, None]) ** 2).sum(dim=1).sqrt()
+        std[std == 0] = 1
         return cls(tuple(mean.tolist()), tuple(std.tolist()), padding, flip)
 
     def normalise(self, images: Tensor) -> Tensor:

@@ -106,8 +106,9 @@ class Buffer:
         Raises:
             ValueError: when it is of a buffer of another size or with other columns.
         """
-        if state["images"].shape != self.images.shape or set(state["columns"]) != set(self.columns):
-            raise ValueError(f"the stored memory holds {tuple(state['images'].shape)}, not {tuple(self.images.shape)}")
+        stored, here = ((tuple(s["images"].shape), sorted(s["columns"])) for s in (state, self.state_dict()))
+        if stored != here:
+            raise ValueError(f"the stored memory has shape and columns {stored}, this one {here}; make it alike")
         for name in ("images", "labels", "tasks"):
             getattr(self, name).copy_(state[name])
         for name, column in self.columns.items():

@@ -1,11 +1,13 @@
 """MetaSP: each example of a batch weighted by what it does to old and new validation examples."""
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from sklearn.cluster import KMeans
+from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor
 
 from metasp_lite import metasp
@@ -121,16 +123,20 @@ def features_of(learner: Learner, index: Tensor) -> Tensor:
 def one_of_each_cluster(features: Tensor, harm: Tensor, count: int, generator: torch.Generator) -> Tensor:
     """Choose ``count`` examples: of each k-means cluster of ``features (n, F)`` the one with the lowest ``harm (n,)``.
 
-    Where k-means finds fewer clusters (equal features), the rest is filled with the lowest harm of all.
+    Equal harm is decided by chance.  Where k-means finds fewer clusters (equal features), the rest is filled with the
+    lowest harm of all.  Returns ``(count,)`` different positions, on the CPU.
     """
+    if count == 0:
+        return torch.zeros(0, dtype=torch.int64)
     seed = int(torch.randint(0, 2**31 - 1, (), generator=generator))
-    cluster = KMeans(count, n_init=1, random_state=seed).fit_predict(features.double().cpu().numpy())
-    order = harm.cpu().argsort(stable=True)
-    clusters = torch.as_tensor(cluster)[order]
-    first: dict[int, int] = {}
-    for position, label in zip(order.tolist(), clusters.tolist(), strict=True):
-        first.setdefault(label, position)
-    chosen = list(first.values())
-    taken = set(chosen)
-    chosen += [position for position in order.tolist() if position not in taken][: count - len(chosen)]
-    return torch.tensor(chosen)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # fewer distinct features than clusters: see above
+        clusters = KMeans(count, n_init=1, random_state=seed).fit_predict(features.double().cpu().numpy())
+    shuffled = torch.randperm(len(harm), generator=generator)
+    order = shuffled[harm.cpu()[shuffled].argsort(stable=True)].tolist()
+    best: dict[int, int] = {}  # of each cluster
+    for position in order:
+        best.setdefault(int(clusters[position]), position)
+    chosen = set(best.values())
+    rest = [position for position in order if position not in chosen]
+    return torch.tensor([*best.values(), *rest][:count])

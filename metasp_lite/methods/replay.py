@@ -68,8 +68,9 @@ class LateSettings(MemorySettings):
 class ERLate(Rehearsal):
     """ER on MetaSP's schedule and with its memory, but plain weights: separates the schedule from the influence.
 
-    Most epochs of a task train on new examples alone; only the last ones rehearse.  After task t the memory gives |M|/t
-    places to the task, drawn at random and even over the classes.
+    Most epochs of a task train on new examples alone; only the last ones rehearse.  After task t the memory gives
+    ⌊|M|/t⌋ places to the task, and with them those that are still empty; its examples are drawn at random and even over
+    the classes.
     """
 
     paper = "the control of this course; no paper of its own"
@@ -87,19 +88,20 @@ class ERLate(Rehearsal):
         return learner.epochs_left <= self.settings.late_epochs and len(self.buffer) > 0
 
     def end_task(self, learner: Learner) -> None:
-        """Give the task its |M|/t places."""
-        places = self.buffer.capacity // (learner.task_number + 1)
+        """Give the task its share of the memory.  No place stays empty while there is an example for it."""
+        share = self.buffer.capacity // (learner.task_number + 1)
+        places = min(max(share, len(self.buffer.free)), len(learner.task.train))
         self.make_room(learner, places)
-        chosen = self.choose(learner, min(places, len(learner.task.train)))
+        chosen = self.choose(learner, places)
         stream = learner.stream
         self.buffer.put(
             self.buffer.free[: len(chosen)], stream.images[chosen], stream.labels[chosen], learner.task_number
         )
 
     def make_room(self, learner: Learner, places: int) -> None:
-        """Drop stored examples until ``places`` are free, so that the classes that stay are even."""
+        """Drop stored examples until ``places`` are free, and no more, so that the classes that stay are even."""
         filled = self.buffer.filled
-        keep = max(min(len(filled), self.buffer.capacity - places), 0)
+        keep = min(len(filled), self.buffer.capacity - places)
         kept = balanced_choice(self.buffer.labels[filled], keep, self.harm_of_stored(filled), learner.generator)
         dropped = torch.ones(len(filled), dtype=torch.bool, device=filled.device)
         dropped[kept] = False
