@@ -2,7 +2,9 @@
 
 from metasp_lite.methods.base import Method
 from metasp_lite.methods.influence import MetaSP, MetaSPRehSel
+from metasp_lite.methods.projection import AGEM, GEM
 from metasp_lite.methods.replay import ER, ERLate, FineTune, Joint
+from metasp_lite.methods.selection import GSS, MIR
 
 METHODS: dict[str, type[Method]] = {
     "fine-tune": FineTune,
@@ -11,4 +13,8 @@ METHODS: dict[str, type[Method]] = {
     "er-late": ERLate,
     "metasp": MetaSP,
     "metasp-rehsel": MetaSPRehSel,
+    "gem": GEM,
+    "a-gem": AGEM,
+    "mir": MIR,
+    "gss": GSS,
 }
