@@ -107,7 +107,7 @@ class Learner:
         return torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(self.model.parameters()))])
 
     def apply(self, gradient: Tensor) -> None:
-        """Take one step of the optimiser with ``gradient (P,)`` in place of the loss's own."""
+        """Take one step with ``gradient (P,)`` in place of the loss's own; Nesterov momentum may overwrite it."""
         start = 0
         for parameter in self.model.parameters():
             parameter.grad = gradient[start : start + parameter.numel()].view_as(parameter)
