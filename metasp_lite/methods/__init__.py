@@ -1,6 +1,9 @@
 """The methods of the course, each readable in its ``step``."""
 
+from metasp_lite.methods.anchors import HAL
 from metasp_lite.methods.base import Method
+from metasp_lite.methods.editing import GMED
+from metasp_lite.methods.gdumb import GDumb
 from metasp_lite.methods.influence import MetaSP, MetaSPRehSel
 from metasp_lite.methods.projection import AGEM, GEM
 from metasp_lite.methods.replay import ER, ERLate, FineTune, Joint
@@ -17,4 +20,7 @@ METHODS: dict[str, type[Method]] = {
     "a-gem": AGEM,
     "mir": MIR,
     "gss": GSS,
+    "gmed": GMED,
+    "hal": HAL,
+    "gdumb": GDumb,
 }
