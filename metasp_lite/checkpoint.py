@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import pickle
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -48,7 +49,10 @@ def load(path: Path, identity: Mapping[str, object], device: torch.device) -> di
     body, digest = content[:-_DIGEST], content[-_DIGEST:]
     if hashlib.sha256(body).digest() != digest:
         raise ValueError(f"{path} is damaged, or no checkpoint of this program; {_AGAIN}")
-    stored = torch.load(io.BytesIO(body), weights_only=True, map_location=device)
+    try:
+        stored = torch.load(io.BytesIO(body), weights_only=True, map_location=device)
+    except pickle.UnpicklingError as error:  # something that is no tensor, number or text
+        raise ValueError(f"{path} is no checkpoint of this program; {_AGAIN}") from error
     if stored["format"] != FORMAT:
         raise ValueError(f"{path} has format {stored['format']}, this version reads {FORMAT}; give another folder")
     require_same(path, json.loads(stored["identity"]), identity)

@@ -190,7 +190,8 @@ def _require_finite_weights(learner: Learner) -> None:
 
 
 def _diverged(what: str, learner: Learner, step: str) -> FloatingPointError:
-    recipe, where = learner.recipe, f"task {learner.task_number + 1}, epoch {learner.epoch + 1}{step}"
+    recipe = learner.recipe
+    where = f"task {learner.task_number + 1}, epoch {min(learner.epoch + 1, recipe.epochs)}{step}"
     ways = [f"a lower lr than {recipe.lr:g} (--set lr={recipe.lr / 10:g})"]
     ways += [f"weight_decay={recipe.weight_decay:g}"] if recipe.weight_decay else []
     ways += [f"momentum={recipe.momentum:g}"] if recipe.momentum else []
