@@ -15,7 +15,8 @@ from scipy.optimize import lsq_linear, minimize
 from metasp_lite import data, methods, streams
 from metasp_lite.learner import Learner, Recipe
 from metasp_lite.methods.projection import AGEM, GEM, GEMSettings, gram, project_a_gem, project_gem
-from metasp_lite.train import Run, train
+from metasp_lite.runs import Run
+from metasp_lite.train import train
 
 ROUNDING = 1e-10  # of float64 sums of at most ten numbers near 1, through a T×T problem that may square its condition
 
@@ -250,6 +251,8 @@ def test_a_step_in_conflict_does_not_raise_the_memorys_loss(method_type, chosen)
         expected = learner.loss(batch.inputs, batch.labels)
     shown = method.step(learner, batch)
     assert memory_loss(learner, method) - before < 0.02 * harm
+    with torch.no_grad():
+        assert learner.loss(batch.inputs, batch.labels) < expected - 0.001  # and yet the new examples are learnt
     torch.testing.assert_close(shown, expected)
 
 
