@@ -133,7 +133,8 @@ class GSS(ER):
         if len(self.buffer):
             compared = self.buffer.sample(self.settings.compared, learner.generator)
             references = example_gradients(learner, compared.images, compared.labels)
-            pieces = zip(batch.images.split(8), batch.labels.split(8), strict=True)  # 8 (P,) gradients at a time
+            size = max(2**26 // references.shape[1], 1)  # as many gradients at a time as take 256 MiB
+            pieces = zip(batch.images.split(size), batch.labels.split(size), strict=True)
             scores = torch.cat([cosine_scores(example_gradients(learner, *p), references) for p in pieces]).cpu()
         stored = self.buffer.columns["score"]
         placed = greedy_placement(stored.cpu(), self.buffer.free, scores, learner.generator)
