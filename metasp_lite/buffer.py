@@ -119,8 +119,8 @@ class Buffer:
 def balanced_choice(labels: Tensor, count: int, scores: Tensor | None, generator: torch.Generator) -> Tensor:
     """Choose ``count`` of the examples with ``labels (n,)`` so that the classes are as even as they can be; positions.
 
-    Within a class the lowest ``scores (n,)`` come first (None: at random), ties at random; where the classes cannot all
-    have the same number, those that get one more are drawn at random.
+    Within a class the lowest ``scores (n,)`` come first (None: at random), ties at random.  Where the classes cannot
+    all have the same number, one more goes to those whose next example has the lowest score (None: by chance).
 
     Raises:
         ValueError: when more are asked for than there are.
@@ -130,13 +130,8 @@ def balanced_choice(labels: Tensor, count: int, scores: Tensor | None, generator
     shuffled = torch.randperm(len(labels), generator=generator).to(labels.device)
     if scores is not None:
         shuffled = shuffled[scores[shuffled].argsort(stable=True)]
-    classes = labels.unique()
-    classes = classes[torch.randperm(len(classes), generator=generator).to(labels.device)]
     rank = torch.empty_like(shuffled)  # the place of each example within its class
-    turn = torch.empty_like(shuffled)  # the place of its class among the classes
-    for k, label in enumerate(classes):
+    for label in labels.unique():
         members = (labels[shuffled] == label).nonzero()[:, 0]
         rank[members] = torch.arange(len(members), device=labels.device)
-        turn[members] = k
-    order = (rank * len(classes) + turn).argsort(stable=True)
-    return shuffled[order[:count]]
+    return shuffled[rank.argsort(stable=True)[:count]]

@@ -238,6 +238,13 @@ def test_classes_are_as_even_as_they_can_be_and_the_lowest_scores_come_first(lab
             assert not inside or not outside or max(inside) <= min(outside)
 
 
+def test_one_more_goes_to_the_classes_whose_next_example_has_the_lowest_score():
+    labels, scores = torch.tensor([0, 0, 1, 1, 2, 2]), torch.tensor([0.0, 9.0, 5.0, 6.0, 1.0, 7.0])
+    for seed in range(5):
+        assert set(balanced_choice(labels, 4, scores, generator(seed)).tolist()) == {0, 2, 4, 3}
+        assert set(balanced_choice(labels, 2, scores, generator(seed)).tolist()) == {0, 4}
+
+
 def test_chance_decides_among_equals():
     """Which of three classes gives two of four, and which of its examples: all equally often, also at equal scores."""
     labels, draws = torch.tensor([0] * 4 + [1] * 4 + [2] * 4), 3000
