@@ -1,27 +1,32 @@
-"""What things cost: ``python -m metasp_lite bench [toy] [step]``, written to data/results/bench."""
+"""What things cost: ``python -m metasp_lite bench [toy] [step] [train]``, written to data/results/bench."""
 
 import argparse
 
 import torch
 
-from metasp_lite import bench_step, bench_toy
+from metasp_lite import bench_step, bench_toy, bench_train
 from metasp_lite.bench_process import import_beforehand
 
-BENCHMARKS = ("toy", "step")
+BENCHMARKS = ("toy", "step", "train")
 
 
 def add_command(subparsers: argparse._SubParsersAction) -> None:
     """Register ``bench``."""
-    command = subparsers.add_parser("bench", help="measure what influences and a MetaSP step cost, and store it")
+    command = subparsers.add_parser(
+        "bench", help="measure what influences, a MetaSP step and training cost, and store it"
+    )
     command.add_argument(
-        "benchmarks", nargs="*", metavar="{toy,step}", help="toy: influences; step: a MetaSP step (default: both)"
+        "benchmarks",
+        nargs="*",
+        metavar="{toy,step,train}",
+        help="toy: influences; step: a MetaSP step; train: steps a second of training (default: all)",
     )
     command.add_argument("--seeds", type=int, default=5, help="toy: how many starting weights, 0, 1, … (default 5)")
     command.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Run the benchmarks that are asked for, each measurement in a process of its own on one thread."""
+    """Run the benchmarks that are asked for, on one thread."""
     chosen = arguments.benchmarks or BENCHMARKS
     unknown = sorted(set(chosen) - set(BENCHMARKS))
     if unknown:
@@ -34,4 +39,6 @@ def run(arguments: argparse.Namespace) -> int:
         bench_toy.run(arguments.seeds)
     if "step" in chosen:
         bench_step.run()
+    if "train" in chosen:
+        bench_train.run()
     return 0

@@ -80,13 +80,18 @@ class ImageSet:
         """Return N, the number of images."""
         return len(self.images)
 
+    def take(self, index: torch.Tensor) -> "ImageSet":
+        """Return the images ``index (k,)``, in that order."""
+        return replace(self, images=self.images[index], labels=self.labels[index])
+
 
 def load(name: str | Path, split: Split = "train", *, source: str | None = None, size: int | None = None) -> ImageSet:
     """Return one split of a data set: (N, C, H, W) uint8 images and (N,) int64 labels; nothing is downloaded.
 
     ``name`` is a known set (``KNOWN``), a folder below the data folder, or a path to a folder; folders are laid out as
-    ``{train,test}/<class>/*.{png,jpg,jpeg,webp}``. The first of ``SOURCES`` that has the set is taken, unless
-    ``source`` names one: folder, debian, download or bundled. ``size`` resizes the images to size × size.
+    ``{train,test}/<class>/*.{png,jpg,jpeg,webp}``, or as Mini-ImageNet's csv lists beside ``images/``. The first of
+    ``SOURCES`` that has the set is taken, unless ``source`` names one: folder, debian, download or bundled. ``size``
+    resizes the images to size × size.
 
     Raises:
         FileNotFoundError: when no source has it; the message lists where it was looked for and how to get it.
@@ -157,7 +162,9 @@ def _ways_out(name: str) -> str:
 
 
 def _folder_way_out(name: str) -> str:
-    return f"put an image folder {name}/{image_folder.LAYOUT} below {settings.data_dir()} or below your own METASP_DATA"
+    lists = f"{name}/images/ with {', '.join(image_folder.CSV_LISTS)}" if name == "mini-imagenet" else ""
+    tree = " or ".join(filter(None, [f"{name}/{image_folder.LAYOUT}", lists]))
+    return f"put an image folder {tree} below {settings.data_dir()} or below your own METASP_DATA"
 
 
 def _load_folder(name: str, split: Split, size: int | None) -> ImageSet | None:
@@ -314,7 +321,7 @@ def inventory() -> list[Row]:
 
 
 def _looks_like_a_set(path: Path) -> bool:
-    has_split = any((path / split).is_dir() for split in image_folder.SPLITS)
+    has_split = image_folder.has_lists(path) or any((path / split).is_dir() for split in image_folder.SPLITS)
     return path.is_dir() and not path.name.startswith(".") and (has_split or path.name in KNOWN)
 
 

@@ -1,11 +1,13 @@
-"""Images kept as a tree of class folders: list them, decode them, and keep the decoded pixels in a cache."""
+"""Images kept as a tree of class folders, or beside csv lists: list, decode, and keep the pixels in a cache."""
 
 import contextlib
+import csv
 import hashlib
 import os
 import re
 import time
 import uuid
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -20,6 +22,7 @@ from metasp_lite import settings
 SPLITS = ("train", "test")
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 LAYOUT = "{train,test}/<class>/*.{png,jpg,jpeg,webp}"
+CSV_LISTS = ("train.csv", "val.csv", "test.csv")  # of the few-shot split of Mini-ImageNet; images lie in images/
 
 # (C, H, W); None stands for "any"
 Shape = tuple[int | None, int | None, int | None]
@@ -35,9 +38,11 @@ _ABANDONED_AFTER = 3600  # seconds without a write after which a temporary file 
 class Listing:
     """The image files of one split in the order of torchvision's ``ImageFolder``: by class name, then by file name.
 
-    ``files`` are relative to ``folder`` (``cat/0001.png``); ``labels`` are positions in ``classes``.
+    ``files`` are relative to ``folder`` (``cat/0001.png``); ``labels`` are positions in ``classes``.  From csv lists,
+    the files of a class have the lists' order.
     """
 
+    split: str
     folder: Path
     classes: tuple[str, ...]
     files: tuple[str, ...]
@@ -58,13 +63,17 @@ class Decoding:
 
 
 def list_images(root: Path, split: str) -> Listing:
-    """List the images of ``root/split``; hidden files and folders (``.name``) are left out.
+    """List the images of ``root/split``, or of the csv lists in ``root`` where there is no folder ``train``.
+
+    Hidden files and folders (``.name``) are left out.
 
     Raises:
-        FileNotFoundError: when the tree lacks ``train`` or ``test``.
+        FileNotFoundError: when the tree lacks ``train`` or ``test``, or a list names a file that is not there.
         ValueError: for a file that is no image, a folder inside a class, an empty class, or classes that differ between
-            train and test; the message names it and says what to remove or add.
+            train and test; for a damaged list; the message names it and says what to remove or add.
     """
+    if has_lists(root):
+        return _list_from_csv(root, split)
     classes, others = (_class_names(root / name) for name in (split, *(s for s in SPLITS if s != split)))
     if odd := sorted(set(classes) ^ set(others)):
         raise ValueError(f"{root}: class {odd[0]!r} is in only one of train and test; add or remove its folder")
@@ -73,7 +82,67 @@ def list_images(root: Path, split: str) -> Listing:
         names = _image_names(root / split / name)
         files += [f"{name}/{file}" for file in names]
         labels += [label] * len(names)
-    return Listing(root / split, classes, tuple(files), tuple(labels))
+    return Listing(split, root / split, classes, tuple(files), tuple(labels))
+
+
+def has_lists(root: Path) -> bool:
+    """Whether ``root`` holds csv lists in place of the folders ``train`` and ``test``."""
+    return (root / "train.csv").is_file() and not (root / "train").is_dir()
+
+
+def _list_from_csv(root: Path, split: str) -> Listing:
+    """List a split of ``images/`` by ``train.csv``, ``val.csv`` (may be absent) and ``test.csv``: filename,label.
+
+    In the usual few-shot lists (Ravi and Larochelle, 2017) no class is in two of them.  Continual learning needs each
+    class in both splits: all lists are joined, and the last sixth of a class in their order is its test split, 100 of
+    Mini-ImageNet's 600 images.  Lists that have the same classes are the splits themselves; a val.csv is then left out.
+    """
+    lists = {name: _read_csv(root / name) for name in CSV_LISTS if name != "val.csv" or (root / name).is_file()}
+    rows = [row for listed in lists.values() for row in listed]
+    _check_files(root / "images", [file for file, _ in rows])
+    lists_of = Counter(label for listed in lists.values() for label in {label for _, label in listed})
+    few_shot = set(lists_of.values()) == {1}
+    if not few_shot and set(lists_of.values()) != {len(lists)}:
+        raise ValueError(f"{root}: {', '.join(lists)} share some classes but not all; make them share all or none")
+    members: dict[str, list[str]] = {name: [] for name in sorted(lists_of)}
+    for file, label in rows if few_shot else lists[f"{split}.csv"]:
+        members[label].append(file)
+    if few_shot:
+        members = {name: _five_sixths(root, name, files)[split] for name, files in members.items()}
+    labels = [label for label, files in enumerate(members.values()) for _ in files]
+    files = [file for files in members.values() for file in files]
+    return Listing(split, root / "images", tuple(members), tuple(files), tuple(labels))
+
+
+def _five_sixths(root: Path, name: str, files: list[str]) -> dict[str, list[str]]:
+    if len(files) < 2:
+        raise ValueError(f"{root}: class {name!r} has a single image, which cannot be split; add some or remove it")
+    cut = len(files) * 5 // 6
+    return {"train": files[:cut], "test": files[cut:]}
+
+
+def _read_csv(path: Path) -> list[tuple[str, str]]:
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            header, *rows = [row for row in csv.reader(file) if row] or [[]]
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"no file {path}; beside images/ the lists are {', '.join(CSV_LISTS)}") from error
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{path} cannot be read as csv ({error}); get the list again") from error
+    if header != ["filename", "label"] or not rows:
+        raise ValueError(f"{path} must begin with the line filename,label and list images below it; get it again")
+    if odd := [row for row in rows if len(row) != 2 or not all(row)]:
+        raise ValueError(f"{path} has the line {','.join(odd[0])!r} in place of filename,label; mend or remove it")
+    return [(file, label) for file, label in rows]
+
+
+def _check_files(folder: Path, files: list[str]) -> None:
+    file, count = Counter(files).most_common(1)[0]
+    if count > 1:
+        raise ValueError(f"{folder.parent}: the csv lists name {file} {count} times; an image belongs to one split")
+    present = {entry.name for entry in _visible(folder)}
+    if missing := [file for file in files if file not in present]:
+        raise FileNotFoundError(f"{folder / missing[0]} is in a csv list but not there; add it or remove its line")
 
 
 def _visible(folder: Path) -> list[os.DirEntry]:
@@ -186,7 +255,7 @@ def read(root: Path, listing: Listing, decoding: Decoding) -> np.ndarray:
 def _cache_kind(root: Path, listing: Listing, decoding: Decoding) -> str:
     key = hashlib.sha256(os.fsencode(root.resolve()) + repr(decoding).encode()).hexdigest()[:12]
     name = re.sub(r"[^A-Za-z0-9.]", "_", root.resolve().name)[:40]
-    return f"{name}-{listing.folder.name}-{decoding.size or 'native'}-{key}"
+    return f"{name}-{listing.split}-{decoding.size or 'native'}-{key}"
 
 
 def _fingerprint(listing: Listing) -> str:
@@ -255,7 +324,7 @@ def _decoded(listing: Listing, decoding: Decoding, first: np.ndarray) -> Iterato
     jobs = [listing.files[i : i + per_job] for i in range(0, len(listing.files), per_job)]
     with (
         ThreadPoolExecutor(workers) as pool,
-        tqdm(total=len(listing.files), desc=f"decoding {listing.folder.name}", disable=None, leave=False) as bar,
+        tqdm(total=len(listing.files), desc=f"decoding {listing.split}", disable=None, leave=False) as bar,
     ):
         for i in range(0, len(jobs), workers):
             for images in pool.map(job, jobs[i : i + workers]):

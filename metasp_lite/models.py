@@ -1,5 +1,6 @@
 """The networks of the course."""
 
+import math
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 
@@ -105,3 +106,23 @@ def _drawn(layers: Callable[[], nn.Sequential], seed: int, dtype: torch.dtype) -
             return layers().to(dtype)
     finally:
         torch.set_default_dtype(default)
+
+
+def mlp(shape: Sequence[int], classes: int, *, hidden: Sequence[int] = (100, 100), seed: int = 0) -> nn.Sequential:
+    """Build a ReLU network with ``hidden`` layers: images ``(N, *shape)`` to logits ``(N, classes)``, float32."""
+
+    def layers() -> nn.Sequential:
+        body: list[nn.Module] = [nn.Flatten()]
+        for before, after in zip((math.prod(shape), *hidden), hidden, strict=False):
+            body += [nn.Linear(before, after), nn.ReLU()]
+        return nn.Sequential(*body, nn.Linear(hidden[-1], classes))
+
+    return _drawn(layers, seed, torch.float32)
+
+
+NETWORKS: dict[str, Callable[[Sequence[int], int, int], nn.Sequential]] = {
+    "mlp": lambda shape, classes, seed: mlp(shape, classes, seed=seed),
+    "lite-cnn": lambda shape, classes, seed: lite_cnn(classes, channels=shape[0], seed=seed),
+    "resnet18": lambda shape, classes, seed: resnet18(classes, channels=shape[0], seed=seed),
+    "resnet18-20": lambda shape, classes, seed: resnet18(classes, channels=shape[0], width=20, seed=seed),
+}

@@ -154,7 +154,7 @@ def test_the_peak_grows_by_what_the_backward_pass_keeps():
 def test_an_unknown_benchmark_is_refused_before_anything_runs(capsys, monkeypatch):
     monkeypatch.setattr(bench_toy, "run", lambda seeds: pytest.fail("it ran"))
     assert main(["bench", "toy", "steps"]) == 1
-    assert capsys.readouterr().err == "metasp_lite: there is no benchmark 'steps'; choose from toy, step\n"
+    assert capsys.readouterr().err == "metasp_lite: there is no benchmark 'steps'; choose from toy, step, train\n"
     assert main(["bench", "--seeds", "0"]) == 1
     assert "at least 1" in capsys.readouterr().err
 

@@ -11,12 +11,13 @@ from torch import nn
 from torch.nn import functional as F
 
 from metasp_lite.functional import binary_cross_entropy, flatten_parameters
-from metasp_lite.models import lite_cnn, logistic_regression, resnet18, toy_mlp
+from metasp_lite.models import NETWORKS, lite_cnn, logistic_regression, mlp, resnet18, toy_mlp
 
 DRAWN = {
     "toy_mlp": lambda **options: toy_mlp(6, 3, 2, **options),
     "lite_cnn": lambda **options: lite_cnn(3, widths=(2, 3), **options),
     "resnet18": lambda **options: resnet18(3, width=2, **options),
+    "mlp": lambda **options: mlp((1, 2, 3), 4, hidden=(5,), **options),
 }
 EACH = pytest.mark.parametrize("build", [pytest.param(build, id=name) for name, build in DRAWN.items()])
 
@@ -235,3 +236,42 @@ def test_lite_cnn_without_channels_is_refused(widths):
 def test_resnet18_without_channels_is_refused(width):
     with pytest.raises(ValueError, match=f"width {width}: give at least one channel"):
         resnet18(width=width)
+
+
+def test_mlp_is_linear_layers_with_relu_between_them():
+    model = mlp((2, 3, 4), 5, hidden=(7, 6), seed=1)
+    images = randn(8, 2, 3, 4, seed=0).float()
+    w1, b1, w2, b2, w3, b3 = (parameter.detach().double().numpy() for parameter in model.parameters())
+    hidden = np.maximum(images.flatten(1).double().numpy() @ w1.T + b1, 0)
+    expected = np.maximum(hidden @ w2.T + b2, 0) @ w3.T + b3
+    assert [w.shape for w in (w1, w2, w3)] == [(7, 24), (6, 7), (5, 6)]
+    # Sums of 24 float32 products of numbers around 1: a few 1e-7 each.
+    torch.testing.assert_close(model(images).detach().double(), torch.as_tensor(expected), rtol=0, atol=1e-5)
+
+
+def test_mlp_of_the_lite_stream_has_two_layers_of_100():
+    sizes = 784 * 100 + 100 + 100 * 100 + 100 + 100 * 10 + 10
+    assert (
+        len(flatten_parameters(mlp((1, 28, 28), 10)))
+        == len(flatten_parameters(NETWORKS["mlp"]((1, 28, 28), 10, 0)))
+        == sizes
+    )
+
+
+NAMED = {  # by hand: classes, image shape and seed to the network
+    "mlp": lambda shape, classes, seed: mlp(shape, classes, hidden=(100, 100), seed=seed),
+    "lite-cnn": lambda shape, classes, seed: lite_cnn(classes, channels=shape[0], widths=(16, 32, 64), seed=seed),
+    "resnet18": lambda shape, classes, seed: resnet18(classes, channels=shape[0], width=64, seed=seed),
+    "resnet18-20": lambda shape, classes, seed: resnet18(classes, channels=shape[0], width=20, seed=seed),
+}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("shape", [(1, 28, 28), (3, 16, 24)], ids=str)
+def test_a_named_network_takes_the_images_and_ends_in_one_linear_head_over_features(name, shape):
+    model = NETWORKS[name](shape, 7, 3)
+    assert torch.equal(flatten_parameters(model), flatten_parameters(NAMED[name](shape, 7, 3)))
+    assert isinstance(model[-1], nn.Linear)  # rehearsal selection takes what it sees as features
+    images = torch.zeros(2, *shape)
+    assert model(images).shape == (2, 7)
+    assert model[:-1](images).shape == (2, model[-1].in_features)

@@ -1,0 +1,42 @@
+"""Accuracy matrices of continual learning and the four numbers that sum them up (GEM, NeurIPS 2017; MetaSP)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+Matrix = Sequence[Sequence[float | None]]  # [t][k]: accuracy on task k after task t; None where it does not exist
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a matrix says, each 0 to 1; None where a method has no such number."""
+
+    a1: float | None  # mean accuracy on each task right after it was learnt
+    a_inf: float | None  # mean accuracy on all tasks at the end
+    a_m: float | None  # mean over t of the mean accuracy on the tasks seen by then
+    bwt: float | None  # backward transfer: mean change from right after a task to the end; negative is forgetting
+
+
+def summarise(matrix: Matrix) -> Summary:
+    """A_1 = mean_k a[k][k],  A_∞ = mean_k a[T−1][k],  A_m = mean_t mean_{k≤t} a[t][k],
+    BWT = mean_{k<T−1} (a[T−1][k] − a[k][k]).
+
+    A number that needs an entry which is None is None; so is BWT with a single task.
+
+    Raises:
+        ValueError: when the matrix is empty, not square, or holds an accuracy outside 0…1.
+    """
+    size = len(matrix)
+    if size == 0 or any(len(row) != size for row in matrix):
+        raise ValueError(f"an accuracy matrix is square, not rows of {[len(row) for row in matrix]}")
+    known = [value for row in matrix for value in row if value is not None]
+    if not all(0 <= value <= 1 for value in known):
+        raise ValueError("an accuracy lies outside 0 to 1")
+    diagonal = [matrix[k][k] for k in range(size)]
+    last = list(matrix[-1])
+    rows = [_mean(matrix[t][: t + 1]) for t in range(size)]
+    changes = [None if a is None or b is None else a - b for a, b in zip(last[:-1], diagonal[:-1], strict=True)]
+    return Summary(_mean(diagonal), _mean(last), _mean(rows), _mean(changes) if changes else None)
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    return None if any(value is None for value in values) else sum(values) / len(values)

@@ -1,0 +1,61 @@
+"""Images to network inputs, a batch at a time and on the images' device: random crop, flip, normalisation."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """Shift each image by up to ``padding`` pixels (black comes in), mirror half of them if ``flip``, normalise.
+
+    ``mean`` and ``std`` are those of a channel, on the scale 0…255.  Crop and flip are one gather for the whole batch.
+    Black comes in before normalising, as in the papers' code.
+    """
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    padding: int = 0
+    flip: bool = False
+
+    @classmethod
+    def fitted(cls, images: Tensor, *, padding: int = 0, flip: bool = False) -> "Augmentation":
+        """Take mean and deviation of each channel from uint8 ``images (N, C, H, W)``; exact, from their histogram.
+
+        The deviation of a channel that is the same everywhere is taken to be 1, so that nothing is blown up.
+        """
+        levels = torch.arange(256, dtype=torch.float64)
+        counts = torch.stack([torch.bincount(c.flatten(), minlength=256) for c in images.transpose(0, 1)]).cpu()
+        share = counts.double() / counts.sum(dim=1, keepdim=True)
+        mean = share @ levels
+        std = (share * (levels - mean[:, None]) ** 2).sum(dim=1).sqrt()
+        std[std == 0] = 1
+        return cls(tuple(mean.tolist()), tuple(std.tolist()), padding, flip)
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """Turn uint8 images ``(B, C, H, W)`` into float32 inputs of mean 0 and deviation 1, nothing random."""
+        mean, std = (torch.tensor(v, device=images.device).view(-1, 1, 1) for v in (self.mean, self.std))
+        return images.to(mean.dtype).sub_(mean).div_(std)  # in place: a new tensor for each would cost as much again
+
+    def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        """Draw a crop and a flip for each of the uint8 images ``(B, C, H, W)`` and normalise; (B, C, H, W) float32.
+
+        ``generator`` is a CPU generator: the same seed gives the same crops on every device.
+        """
+        return self.normalise(self.move(images, generator))
+
+    def move(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        """Crop and flip alone, of uint8 ``(B, C, H, W)``; returns the images themselves if neither is asked for."""
+        if not (self.padding or self.flip):
+            return images
+        count, _, height, width = images.shape
+        shift = torch.randint(0, 2 * self.padding + 1, (2, count, 1), generator=generator)
+        mirrored = (torch.rand(count, 1, generator=generator) < 0.5) & self.flip
+        columns = torch.arange(width).expand(count, width)
+        rows = torch.arange(height) + shift[0]
+        columns = torch.where(mirrored, width - 1 - columns, columns) + shift[1]
+        rows, columns = rows.to(images.device), columns.to(images.device)
+        padded = torch.nn.functional.pad(images, [self.padding] * 4)
+        places = (rows[:, :, None] * padded.shape[-1] + columns[:, None, :]).view(count, 1, -1)
+        return padded.flatten(2).gather(2, places.expand(-1, images.shape[1], -1)).view_as(images)

@@ -1,0 +1,190 @@
+"""The command line: what it trains, what it refuses, and what it says then."""
+
+import dataclasses
+import json
+import shlex
+
+import pytest
+import torch
+from tiny_stream import arguments_of, make_folder, run_on
+
+from metasp_lite import __main__ as program
+from metasp_lite import presets, streams, train
+from metasp_lite.learner import Recipe
+from metasp_lite.methods import METHODS
+from metasp_lite.streams import StreamSettings
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return make_folder(tmp_path_factory.mktemp("images"))
+
+
+@pytest.fixture(autouse=True)
+def lite(monkeypatch):
+    monkeypatch.delenv("METASP_PROFILE", raising=False)
+
+
+def test_the_command_trains_and_the_same_line_again_only_tells(folder, tmp_path, capsys):
+    command = [*arguments_of(folder, "er"), "--out", str(tmp_path / "run")]
+    assert program.main(command) == 0
+    first = capsys.readouterr().out
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert f"class-incremental: final accuracy {result['class_incremental']['a_inf']:.4f}, backward" in first
+    assert str(tmp_path / "run" / "result.json") in first
+    before = (tmp_path / "run" / "result.json").stat().st_mtime_ns
+    assert program.main(command) == 0
+    assert capsys.readouterr().out == first
+    assert (tmp_path / "run" / "result.json").stat().st_mtime_ns == before
+    run = run_on(folder, "er")
+    assert result["run"] == json.loads(json.dumps(run.as_dict()))  # the command says the same as Python
+    again = train.train(run, tmp_path / "python")
+    assert again["epoch_losses"] == result["epoch_losses"]
+
+
+def test_the_issues_own_line_is_understood(tmp_path, monkeypatch):
+    """On the bundled images; the training itself is left out."""
+    seen = []
+    entry = {"a_inf": 0.5, "bwt": None}
+    monkeypatch.setattr(
+        program,
+        "train",
+        lambda run, out, **_: seen.append(run) or dict.fromkeys(("class_incremental", "task_incremental"), entry),
+    )
+    line = "train --stream split-fashion-mnist --method metasp --memory 200 --seed 1231 --out DIR --set pseudo_steps=2"
+    assert program.main(shlex.split(line)) == 0
+    assert seen[0] == presets.build("split-fashion-mnist", "metasp", 1231, memory=200, overrides={"pseudo_steps": 2})
+    assert seen[0].settings.pseudo_steps == 2
+
+
+def test_the_list_names_every_stream_and_method(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        program.main(["train", "--list"])
+    assert stopped.value.code == 0
+    shown = capsys.readouterr().out
+    for name in (*streams.LITE, *METHODS, *(method.paper for method in METHODS.values())):
+        assert name in shown
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ("--set epochs=many", "epochs=many must be a whole number"),
+        ("--set epochs=2.5", "epochs=2.5 must be a whole number"),
+        ("--set lr=nan", "lr=nan must be a finite number"),
+        ("--set momentum=inf", "momentum=inf must be a finite number"),
+        ("--set flip=maybe", "flip=maybe must be true or false"),
+        ("--set per_class=few", "per_class=few must be a whole number or none"),
+        ("--set epochs", "--set epochs: write it as name=value"),
+        ("--set network=vgg", "network='vgg' does not exist; give one of: mlp"),
+        ("--set learning_rate=1", "er on STREAM has no setting 'learning_rate'; there are: data, classes_per_task"),
+        ("--set memory=0", "memory=0 and memory_batch=4 must be at least 1"),
+        ("--memory 0", "memory=0 and memory_batch=4 must be at least 1"),
+        ("--set classes_per_task=4", "6 classes do not divide into tasks of 4; give one of [1, 2, 3, 6]"),
+        ("--set per_class=11", "has 10 images; pass count=10 or less"),
+        ("--seed -1", "seed=-1 must be 0 or more"),
+        ("--method sgd", "there is no method 'sgd'; give one of: fine-tune"),
+        ("--method fine-tune", "fine-tune has no memory; leave the memory size out"),
+        ("--stream nowhere", "there is no stream 'nowhere'; give one of: split-fashion-mnist"),
+        ("--set momentum=-1", "Invalid momentum value: -1.0"),
+        ("--set lr=1e30", "try a lower lr than 1e+30 (--set lr=1e+29)"),
+    ],
+)
+def test_what_cannot_be_trained_ends_in_one_sentence(change, sentence, folder, tmp_path, capsys):
+    command = [*arguments_of(folder, "er"), "--out", str(tmp_path / "run"), *change.split()]
+    assert program.main(command) == 1
+    shown = capsys.readouterr().err
+    assert shown.startswith("metasp_lite: ")
+    assert sentence.replace("STREAM", str(folder)) in shown
+    assert "Traceback" not in shown
+
+
+def test_a_stream_that_is_not_here_says_how_to_get_it(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("METASP_DATA", str(tmp_path))
+    assert program.main(["train", "--stream", "split-cifar100", "--method", "er", "--out", str(tmp_path / "run")]) == 1
+    assert "python -m metasp_lite data download cifar100" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "sentence"),
+    [
+        (train.InUseError("another process trains in x"), 1, "metasp_lite: another process trains in x"),
+        (torch.OutOfMemoryError("CUDA out of memory.\nTried"), 1, "the GPU's memory is too small: CUDA out of memory."),
+        (KeyboardInterrupt(), 130, "interrupted; the same command goes on from the last checkpoint"),
+    ],
+)
+def test_what_stops_a_run_ends_in_one_sentence(error, status, sentence, folder, tmp_path, monkeypatch, capsys):
+    def stop(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(program, "train", stop)
+    assert program.main([*arguments_of(folder, "er"), "--out", str(tmp_path)]) == status
+    assert sentence in capsys.readouterr().err
+
+
+def test_a_defect_is_not_hidden(folder, tmp_path, monkeypatch):
+    def stop(*_: object, **__: object) -> None:
+        raise RuntimeError("shapes differ")
+
+    monkeypatch.setattr(program, "train", stop)
+    with pytest.raises(RuntimeError, match="shapes differ"):
+        program.main([*arguments_of(folder, "er"), "--out", str(tmp_path)])
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_no_name_means_two_settings(method):
+    """``--set name=value`` must not have to say whose."""
+    parts = (StreamSettings, Recipe, METHODS[method].Settings)
+    names = [field.name for part in parts for field in dataclasses.fields(part)]
+    assert len(names) == len(set(names))
+    assert names == presets.names(method)
+
+
+@pytest.mark.parametrize("profile", ["lite", "full"])
+@pytest.mark.parametrize("stream", streams.LITE)
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_has_defaults_on_every_stream(method, stream, profile):
+    run = presets.build(stream, method, 1, profile=profile)
+    preset = presets.PRESETS[profile][stream]
+    assert run.stream == presets.STREAMS[profile][stream]
+    assert run.recipe.network == ("resnet18" if profile == "full" else preset.recipe.network)
+    assert run.recipe.lr == (0.03 if method in ("gem", "a-gem") else 0.1)
+    assert getattr(run.settings, "memory", preset.memory) == preset.memory
+    assert getattr(run.settings, "late_epochs", preset.late_epochs) == preset.late_epochs < run.recipe.epochs
+
+
+def test_every_stream_has_a_preset():
+    for profile, known in presets.STREAMS.items():
+        assert set(presets.PRESETS[profile]) == set(known)
+
+
+def test_settings_are_read_as_their_types():
+    overrides = {"per_class": "20", "flip": "True", "lr": "1", "variant": "official", "class_seed": "none", "epochs": 3}
+    run = presets.build("split-fashion-mnist", "metasp", 1, profile="lite", overrides=overrides)
+    found = (run.stream.per_class, run.stream.flip, run.recipe.lr, run.settings.variant, run.stream.class_seed)
+    assert found == (20, True, 1.0, "official", None)
+    assert type(run.recipe.lr) is float
+    assert run.recipe.epochs == 3
+    for name, value in {"epochs": True, "flip": 1, "lr": "1e999", "variant": 3, "per_class": 2.0}.items():
+        with pytest.raises(ValueError, match=f"^{name}={value} must be"):
+            presets.build("split-fashion-mnist", "metasp", 1, overrides={name: value})
+
+
+def test_a_folder_is_a_stream_wherever_it_is_named_from(folder, monkeypatch):
+    """Relative to here, below the data folder, or in full: the same images."""
+    monkeypatch.chdir(folder.parent)
+    monkeypatch.setenv("METASP_DATA", str(folder.parent))
+    absolute = presets.build(str(folder), "er", 1)
+    assert presets.build(f"./{folder.name}", "er", 1) == absolute
+    monkeypatch.chdir("/")
+    below = presets.build(folder.name, "er", 1)
+    assert below.stream.data == folder.name
+    assert torch.equal(streams.make(below.stream).images, streams.make(absolute.stream).images)
+
+
+def test_a_run_refuses_numbers_that_are_none(folder):
+    run = run_on(folder, "er")
+    with pytest.raises(ValueError, match="momentum=nan must be a finite number"):
+        dataclasses.replace(run, recipe=dataclasses.replace(run.recipe, momentum=float("nan")))
+    with pytest.raises(ValueError, match="metasp takes MetaSPSettings, not MemorySettings"):
+        dataclasses.replace(run, method="metasp")

@@ -1,0 +1,194 @@
+"""The learner: its steps are a plain torch loop's, its batches cover a task once, its networks fit the images."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from metasp_lite.data import ImageSet
+from metasp_lite.learner import Learner, Recipe, rehearse
+from metasp_lite.models import NETWORKS
+from metasp_lite.streams import split
+
+CPU = torch.device("cpu")
+RULES = {
+    "plain": {"lr": 0.1},
+    "momentum": {"lr": 0.05, "momentum": 0.9, "weight_decay": 0.01},
+    "nesterov": {"lr": 0.05, "momentum": 0.9, "nesterov": True},
+}
+EACH_RULE = pytest.mark.parametrize("rule", RULES.values(), ids=RULES.keys())
+
+
+def noise_stream(*, classes=6, per_class=10, classes_per_task=2, shape=(1, 8, 8), padding=1, flip=True, seed=0):
+    """Images of noise; each class is brighter in a row of its own, so that a network can learn them."""
+    draw = torch.Generator().manual_seed(seed)
+
+    def part(count):
+        labels = torch.arange(classes).repeat_interleave(count)
+        images = torch.randint(0, 160, (len(labels), *shape), generator=draw)
+        images[torch.arange(len(labels)), :, labels % shape[1]] += 95
+        return ImageSet(images.to(torch.uint8), labels, tuple(map(str, range(classes))), "noise", "made up")
+
+    train, test = part(per_class), part(4)
+    return split(train, test, classes_per_task=classes_per_task, padding=padding, flip=flip, device=CPU)
+
+
+def parameters(model):
+    return [parameter.detach().clone() for parameter in model.parameters()]
+
+
+def same(model, other):
+    """Whether two networks are equal bit for bit, their running averages too."""
+    mine, yours = model.state_dict(), other.state_dict()
+    return mine.keys() == yours.keys() and all(torch.equal(mine[name], yours[name]) for name in mine)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"network": "vgg"}, "network='vgg' does not exist; give one of: mlp, lite-cnn, resnet18"),
+        ({"epochs": 0}, "epochs=0 and batch=32 must be at least 1"),
+        ({"batch": 0}, "epochs=1 and batch=0 must be at least 1"),
+        ({"lr": 0.0}, "lr=0.0 must be positive and finite"),
+        ({"lr": float("nan")}, "lr=nan must be positive"),
+        ({"lr": float("inf")}, "lr=inf must be positive"),
+    ],
+)
+def test_a_recipe_that_no_training_can_follow_is_refused(change, message):
+    with pytest.raises(ValueError, match=message):
+        Recipe(**{"network": "mlp", "epochs": 1} | change)
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("shape", [(1, 16, 16), (3, 16, 20)], ids=str)
+def test_the_network_fits_the_images_is_in_training_mode_and_depends_on_the_seed_alone(network, shape):
+    stream = noise_stream(shape=shape, per_class=1)
+    torch.manual_seed(1)
+    first = Learner(stream, Recipe(network, 1), seed=4).model
+    torch.manual_seed(2)
+    assert same(Learner(stream, Recipe(network, 9, lr=0.5), seed=4).model, first)
+    assert not same(Learner(stream, Recipe(network, 1), seed=5).model, first)
+    assert all(module.training for module in first.modules())
+    assert first(torch.zeros(2, *shape)).shape == (2, 6)
+
+
+@EACH_RULE
+def test_the_optimizer_follows_the_recipe(rule):
+    learner = Learner(noise_stream(), Recipe("mlp", 1, **rule), seed=0)
+    (group,) = learner.optimizer.param_groups
+    assert type(learner.optimizer) is torch.optim.SGD
+    defaults = {"momentum": 0.0, "weight_decay": 0.0, "nesterov": False, "dampening": 0, "maximize": False}
+    assert {name: group[name] for name in (*rule, *defaults)} == defaults | rule
+    assert [id(p) for p in group["params"]] == [id(p) for p in learner.model.parameters()]
+
+
+@pytest.mark.parametrize("size", [None, 1, 7, 20, 100])
+def test_batches_cover_all_once_in_an_order_of_chance(size):
+    learner = Learner(noise_stream(), Recipe("mlp", 1, batch=6), seed=0)
+    index = torch.arange(100, 120)
+    pieces = learner.batches(index, size)
+    lengths = [len(piece) for piece in pieces]
+    assert lengths[:-1] == [size or 6] * (len(pieces) - 1)
+    assert 0 < lengths[-1] <= (size or 6)
+    assert sorted(torch.cat(pieces).tolist()) == index.tolist()
+    assert torch.cat(pieces).tolist() != index.tolist()
+    assert torch.cat(learner.batches(index, size)).tolist() != torch.cat(pieces).tolist()
+    again = Learner(noise_stream(), Recipe("mlp", 1, batch=6), seed=0)
+    assert torch.equal(torch.cat(again.batches(index, size)), torch.cat(pieces))
+
+
+def test_nothing_has_no_batches():
+    assert Learner(noise_stream(), Recipe("mlp", 1), seed=0).batches(torch.zeros(0, dtype=torch.int64)) == []
+
+
+def test_a_batch_holds_what_lies_at_its_places():
+    stream = noise_stream()
+    learner = Learner(stream, Recipe("mlp", 1), seed=3)
+    index = torch.tensor([50, 3, 17])
+    batch = learner.batch(index)
+    assert torch.equal(batch.index, index)
+    assert torch.equal(batch.images, stream.images[index])
+    assert torch.equal(batch.labels, stream.labels[index])
+    assert torch.equal(batch.inputs, stream.augmentation(stream.images[index], torch.Generator().manual_seed(3)))
+
+
+def test_rehearsal_puts_new_examples_first_and_draws_crops_for_the_remembered_ones():
+    stream = noise_stream()
+    learner = Learner(stream, Recipe("mlp", 1), seed=3)
+    batch = learner.batch(torch.tensor([50, 3]))
+    inputs, labels = rehearse(learner, batch, stream.images[:3], stream.labels[[9, 19, 29]])
+    draw = torch.Generator().manual_seed(3)
+    stream.augmentation(stream.images[:2], draw)  # what the batch drew
+    assert torch.equal(inputs, torch.cat([batch.inputs, stream.augmentation(stream.images[:3], draw)]))
+    assert labels.tolist() == [5, 0, 0, 1, 2]
+
+
+@EACH_RULE
+@pytest.mark.parametrize("network", ["mlp", "lite-cnn"])
+def test_descend_and_gradient_with_apply_are_plain_torch_steps_bit_for_bit(network, rule):
+    stream = noise_stream()
+    recipe = Recipe(network, 1, **rule)
+    one, two = Learner(stream, recipe, seed=1), Learner(stream, recipe, seed=1)
+    plain = copy.deepcopy(one.model)
+    optimizer = torch.optim.SGD(plain.parameters(), **rule)
+    for step in range(4):
+        inputs = stream.augmentation.normalise(stream.images[step * 9 : step * 9 + 8])
+        labels = stream.labels[step * 9 : step * 9 + 8]
+        loss = F.cross_entropy(plain(inputs), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        shown = one.descend(one.loss(inputs, labels))
+        before = parameters(two.model)
+        gradient = two.gradient(two.loss(inputs, labels))
+        assert all(torch.equal(a, b) for a, b in zip(before, two.model.parameters(), strict=True))
+        assert torch.equal(gradient, torch.cat([p.grad.flatten() for p in plain.parameters()]))
+        two.apply(gradient)
+        assert torch.equal(shown, loss.detach())
+        assert not shown.requires_grad
+    assert same(one.model, plain)
+    assert same(two.model, plain)
+
+
+def test_apply_follows_the_vector_that_it_is_given():
+    learner = Learner(noise_stream(), Recipe("lite-cnn", 1, lr=0.25), seed=0)
+    before = nn.utils.parameters_to_vector(learner.model.parameters()).detach()
+    vector = torch.arange(len(before)) / 1024
+    learner.apply(vector)
+    after = nn.utils.parameters_to_vector(learner.model.parameters()).detach()
+    # A quarter of the vector is exact; the subtraction is the optimiser's own.
+    assert torch.equal(after, before - 0.25 * vector)
+
+
+def test_a_learner_knows_its_task_and_how_many_epochs_are_left():
+    stream = noise_stream()
+    learner = Learner(stream, Recipe("mlp", 3), seed=0)
+    assert learner.task is stream.tasks[0]
+    assert learner.epochs_left == 3  # the running one counts
+    learner.task_number, learner.epoch = 2, 2
+    assert learner.task is stream.tasks[2]
+    assert learner.epochs_left == 1
+
+
+@EACH_RULE
+def test_a_restored_learner_goes_on_bit_for_bit(rule):
+    stream, recipe = noise_stream(), Recipe("lite-cnn", 2, batch=8, **rule)
+
+    def follow(learner):
+        for index in learner.batches(learner.task.train):
+            batch = learner.batch(index)
+            learner.descend(learner.loss(batch.inputs, batch.labels))
+
+    learner = Learner(stream, recipe, seed=1)
+    follow(learner)
+    learner.task_number, learner.epoch = 1, 1
+    state = copy.deepcopy(learner.state_dict())
+    other = Learner(stream, recipe, seed=99)
+    other.load_state_dict(state)
+    assert (other.task_number, other.epoch) == (1, 1)
+    follow(learner)
+    follow(other)
+    assert same(other.model, learner.model)
+    assert torch.equal(other.generator.get_state(), learner.generator.get_state())

@@ -1,0 +1,362 @@
+"""Streams: every class and example in exactly one task, labels that follow, and what a seed decides."""
+
+import os
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision import datasets
+
+from metasp_lite import data, image_folder
+from metasp_lite.data import ImageSet
+from metasp_lite.streams import FULL, LITE, StreamSettings, make, split
+
+REAL_DATA = os.environ.get("METASP_DATA")
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    """An empty data folder and an own cache."""
+    folder = tmp_path / "home"
+    folder.mkdir()
+    monkeypatch.setenv("METASP_DATA", str(folder))
+    monkeypatch.setattr(image_folder, "cache_dir", lambda: tmp_path / "cache")
+    return folder
+
+
+def numbered(classes, per_class, *, seed=0, shape=(1, 4, 5), first=0):
+    """Images of which each says in its first pixels which one it is, in mixed order; class names are letters."""
+    labels = torch.arange(classes).repeat_interleave(per_class)
+    labels = labels[torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))]
+    images = torch.zeros(len(labels), *shape, dtype=torch.uint8)
+    number = torch.arange(first, first + len(labels))
+    images[:, 0, 0, 0], images[:, 0, 0, 1] = (number // 256).to(torch.uint8), (number % 256).to(torch.uint8)
+    return ImageSet(images, labels, tuple("abcdefghijklmnopqrst"[:classes]), "letters", "made up")
+
+
+def numbers(images):
+    return (images[:, 0, 0, 0].long() * 256 + images[:, 0, 0, 1]).tolist()
+
+
+TRAIN, TEST = numbered(6, 40), numbered(6, 7, seed=1, first=1000)
+SEEDS = pytest.mark.parametrize("seed", [None, 0, 5])
+SIZES = pytest.mark.parametrize("classes_per_task", [1, 2, 3, 6])
+
+
+@SEEDS
+@SIZES
+@pytest.mark.parametrize("per_class", [None, 40, 9, 1])
+def test_every_class_and_every_example_is_in_exactly_one_task(seed, classes_per_task, per_class):
+    stream = split(TRAIN, TEST, classes_per_task=classes_per_task, per_class=per_class, seed=seed, device=CPU)
+    assert len(stream.tasks) == 6 // classes_per_task
+    assert [label for task in stream.tasks for label in task.classes] == list(range(6))
+    assert {len(task.classes) for task in stream.tasks} == {classes_per_task}
+    for part, labels, each in (("train", stream.labels, per_class or 40), ("test", stream.test_labels, 7)):
+        places = [place for task in stream.tasks for place in getattr(task, part).tolist()]
+        assert sorted(places) == list(range(len(labels)))
+        assert Counter(labels.tolist()) == dict.fromkeys(range(6), each)
+        for task in stream.tasks:
+            assert set(labels[getattr(task, part)].tolist()) == set(task.classes)
+
+
+@SEEDS
+@SIZES
+def test_an_image_keeps_its_class_and_the_names_follow_the_labels(seed, classes_per_task):
+    stream = split(TRAIN, TEST, classes_per_task=classes_per_task, per_class=11, seed=seed, device=CPU)
+    assert sorted(stream.classes) == sorted(TRAIN.classes)
+    for known, images, labels, first in (
+        (TRAIN, stream.images, stream.labels, 0),
+        (TEST, stream.test_images, stream.test_labels, 1000),
+    ):
+        was = dict(zip(numbers(known.images), known.labels.tolist(), strict=True))
+        assert numbers(known.images) == list(range(first, first + len(known)))  # the fixture is what it says
+        for number, label in zip(numbers(images), labels.tolist(), strict=True):
+            assert stream.classes[label] == known.classes[was[number]]
+
+
+def test_without_a_seed_order_and_subset_are_the_data_sets():
+    stream = split(TRAIN, TEST, classes_per_task=2, per_class=3, device=CPU)
+    assert stream.classes == TRAIN.classes
+    seen, kept = Counter(), []  # the first three of each class, by a walk through the labels
+    for number, label in enumerate(TRAIN.labels.tolist()):
+        seen[label] += 1
+        kept += [number] if seen[label] <= 3 else []
+    assert numbers(stream.images) == kept
+    assert stream.labels.tolist() == TRAIN.labels[kept].tolist()
+    assert numbers(stream.test_images) == list(range(1000, 1042))
+
+
+def test_a_seed_draws_order_and_subset_and_nothing_else_does():
+    def made(seed, per_class=5):
+        return split(TRAIN, TEST, classes_per_task=2, per_class=per_class, seed=seed, device=CPU)
+
+    torch.manual_seed(1)
+    first = made(3)
+    torch.manual_seed(2)
+    again = made(3)
+    assert first.classes == again.classes
+    assert torch.equal(first.images, again.images)
+    assert torch.equal(first.labels, again.labels)
+    orders = {made(seed).classes for seed in range(20)}
+    subsets = {tuple(sorted(numbers(made(seed).images))) for seed in range(20)}
+    assert len(orders) > 15  # of 720 orders
+    assert len(subsets) == 20
+    assert made(3, per_class=None).classes == first.classes  # the size of the subset leaves the order alone
+    assert torch.equal(made(3).test_images, TEST.images)
+
+
+def test_every_example_may_be_in_the_subset_that_a_seed_draws():
+    drawn = Counter(
+        n
+        for seed in range(60)
+        for n in numbers(split(TRAIN, TEST, classes_per_task=2, per_class=10, seed=seed, device=CPU).images)
+    )
+    assert len(drawn) == 240  # each is missed by all 60 with probability (3/4)^60 = 3e-8
+    assert max(drawn.values()) < 35  # Binomial(60, 1/4): above 34 with probability 3e-8
+
+
+@pytest.mark.parametrize("classes_per_task", [-1, 0, 4, 5, 7, 12])
+def test_classes_that_do_not_divide_are_refused_with_the_numbers_that_do(classes_per_task):
+    with pytest.raises(
+        ValueError, match=rf"6 classes do not divide into tasks of {classes_per_task}; give one of \[1, 2, 3, 6\]"
+    ):
+        split(TRAIN, TEST, classes_per_task=classes_per_task)
+
+
+def test_a_test_split_of_other_classes_and_a_subset_too_large_are_refused():
+    with pytest.raises(ValueError, match="letters has other classes in its test split"):
+        split(TRAIN, numbered(5, 4), classes_per_task=2)
+    with pytest.raises(ValueError, match=r"has 40 images; pass count=40 or less"):
+        split(TRAIN, TEST, classes_per_task=2, per_class=41)
+
+
+def test_images_stay_bytes_and_are_normalised_by_the_training_images_of_the_stream():
+    train = numbered(4, 10)
+    train.images.copy_(
+        torch.randint(0, 256, train.images.shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    )
+    stream = split(train, numbered(4, 2), classes_per_task=2, per_class=3, seed=1, padding=2, flip=True, device=CPU)
+    assert stream.images.dtype == stream.test_images.dtype == torch.uint8
+    assert (stream.augmentation.padding, stream.augmentation.flip) == (2, True)
+    pixels = stream.images.numpy().astype(float)  # of the subset, not of all
+    assert stream.augmentation.mean == pytest.approx((pixels.mean(),), rel=1e-12)
+    assert stream.augmentation.std == pytest.approx((pixels.std(),), rel=1e-12)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_stream_lies_on_the_device_that_is_asked_for():
+    stream = split(TRAIN, TEST, classes_per_task=2, seed=1, device=torch.device("cuda"))
+    here = split(TRAIN, TEST, classes_per_task=2, seed=1, device=CPU)
+    assert stream.images.is_cuda
+    assert stream.tasks[0].train.is_cuda
+    assert torch.equal(stream.images.cpu(), here.images)
+    assert torch.equal(stream.labels.cpu(), here.labels)
+
+
+# --- the named streams ------------------------------------------------------------------------------------------------
+
+TASKS = {  # the protocol: tasks and classes in each
+    "split-fashion-mnist": (5, 2),
+    "split-mnist": (5, 2),
+    "split-cifar10": (5, 2),
+    "split-cifar100": (10, 10),
+    "split-mini-imagenet": (5, 20),
+}
+
+
+def test_the_named_streams_have_the_tasks_of_the_protocol_and_one_shape_in_both_sizes():
+    assert LITE.keys() == FULL.keys() == TASKS.keys()
+    for name, (tasks, classes) in TASKS.items():
+        for chosen in (LITE[name], FULL[name]):
+            assert chosen.data == name.removeprefix("split-")
+            assert chosen.classes_per_task == classes
+            assert data.KNOWN[chosen.data].classes == tasks * classes
+    assert all(chosen.per_class is None for chosen in FULL.values())  # nothing is left out
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_a_named_stream_has_the_tasks_of_the_protocol(name, monkeypatch):
+    if name != "split-fashion-mnist":
+        folder = Path(REAL_DATA or "/nowhere") / LITE[name].data
+        if not folder.is_dir():
+            pytest.skip(f"needs METASP_DATA with the image folder {folder.name}")
+        monkeypatch.setenv("METASP_DATA", REAL_DATA)
+    chosen, (tasks, classes) = LITE[name], TASKS[name]
+    stream = make(chosen, device=CPU)
+    assert [len(task.classes) for task in stream.tasks] == [classes] * tasks
+    assert Counter(stream.labels.tolist()) == dict.fromkeys(range(tasks * classes), chosen.per_class)
+    assert set(stream.test_labels.tolist()) == set(range(tasks * classes))
+    size = chosen.size or 28
+    assert stream.images.shape[2:] == stream.test_images.shape[2:] == (size, size)
+    assert stream.images.shape[1] == (1 if "mnist" in name else 3)
+
+
+# --- image folders and csv lists --------------------------------------------------------------------------------------
+
+
+def save(path, seed, size=(6, 5)):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path)
+    return torch.from_numpy(pixels).permute(2, 0, 1)
+
+
+def test_any_image_folder_is_a_stream_with_the_classes_per_task_asked_for(home, tmp_path):
+    for part, count in (("train", 3), ("test", 2)):
+        for label, name in enumerate(("ant", "bee", "cat", "dog")):
+            for i in range(count):
+                save(tmp_path / "zoo" / part / name / f"{i}.png", (count, label, i))
+    stream = make(StreamSettings(str(tmp_path / "zoo"), 2), device=CPU)
+    assert [list(task.classes) for task in stream.tasks] == [[0, 1], [2, 3]]
+    assert stream.classes == ("ant", "bee", "cat", "dog")
+    reference = datasets.ImageFolder(tmp_path / "zoo" / "train")
+    assert stream.labels.tolist() == reference.targets
+    for i, (image, _) in enumerate(reference):
+        assert np.array_equal(stream.images[i].permute(1, 2, 0).numpy(), np.asarray(image))
+    assert [len(task.test) for task in stream.tasks] == [4, 4]
+    one = make(StreamSettings(str(tmp_path / "zoo"), 1, per_class=2, size=4, class_seed=3), device=CPU)
+    assert len(one.tasks) == 4
+    assert one.images.shape == (8, 3, 4, 4)
+    with pytest.raises(ValueError, match=r"4 classes do not divide into tasks of 3; give one of \[1, 2, 4\]"):
+        make(StreamSettings(str(tmp_path / "zoo"), 3), device=CPU)
+
+
+def write_lists(root, lists, size=(6, 5)):
+    """Write images/ and the lists {name: [label, …]}; returns {name: [pixels, …]}."""
+    pixels, number = {}, 0
+    for name, labels in lists.items():
+        rows, pixels[name] = ["filename,label"], []
+        for label in labels:
+            file = f"{label}{number:05}.png"
+            pixels[name].append(save(root / "images" / file, number, size))
+            rows.append(f"{file},{label}")
+            number += 1
+        (root / f"{name}.csv").write_text("\n".join(rows) + "\n")
+    return pixels
+
+
+def few_shot(root, per_class=12, train=4, val=1, test=2):
+    """Lists as Ravi and Larochelle's: no class is in two of them."""
+    names = iter("gfedcba")
+    return write_lists(
+        root,
+        {
+            part: [name for name in [next(names) for _ in range(count)] for _ in range(per_class)]
+            for part, count in (("train", train), ("val", val), ("test", test))
+        },
+    )
+
+
+@pytest.mark.parametrize("per_class", [12, 6, 2, 7])
+def test_few_shot_lists_are_joined_and_the_last_sixth_of_each_class_is_for_testing(home, per_class, monkeypatch):
+    pixels = few_shot(home / "toy", per_class)
+    everything = dict(
+        zip("gfedcba", torch.stack([one for part in pixels.values() for one in part]).split(per_class), strict=True)
+    )
+    train, test = data.load("toy", "train"), data.load("toy", "test")
+    assert train.classes == test.classes == tuple("abcdefg")
+    first = {12: 10, 6: 5, 2: 1, 7: 5}[per_class]
+    for label, name in enumerate("abcdefg"):
+        assert torch.equal(train.images[train.labels == label], everything[name][:first])
+        assert torch.equal(test.images[test.labels == label], everything[name][first:])
+    monkeypatch.setattr(image_folder, "decode", None)  # from here on the cache, of which each split has its own
+    assert torch.equal(data.load("toy", "train").images, train.images)
+    assert torch.equal(data.load("toy", "test").images, test.images)
+
+
+def test_lists_with_the_same_classes_are_the_splits(home):
+    root = home / "toy"
+    pixels = write_lists(root, {"train": list("abbac"), "val": list("cab"), "test": list("bca")})
+    train, test = data.load("toy", "train"), data.load("toy", "test")
+    assert train.labels.tolist() == [0, 0, 1, 1, 2]
+    assert torch.equal(train.images, torch.stack([pixels["train"][i] for i in (0, 3, 1, 2, 4)]))
+    assert torch.equal(test.images, torch.stack([pixels["test"][i] for i in (2, 0, 1)]))
+    (root / "val.csv").unlink()
+    assert torch.equal(data.load("toy", "train").images, train.images)
+
+
+def test_mini_imagenets_lists_make_five_tasks_of_twenty_classes(home):
+    root = home / "mini-imagenet"
+    names = [f"n{label:08}" for label in range(100)]
+    parts = {"train": names[36:], "val": names[:16], "test": names[16:36]}  # 64, 16 and 20 classes
+    write_lists(root, {part: [name for name in chosen for _ in range(6)] for part, chosen in parts.items()}, (9, 7))
+    stream = make(StreamSettings("mini-imagenet", 20, size=4), device=CPU)
+    assert [(len(task.classes), len(task.train), len(task.test)) for task in stream.tasks] == [(20, 100, 20)] * 5
+    assert stream.images.shape == (500, 3, 4, 4)
+    assert stream.classes == tuple(names)
+    row = next(row for row in data.inventory() if row.name == "mini-imagenet")
+    assert (row.train, row.test) == (500, 100)
+    (root / "val.csv").unlink()
+    with pytest.raises(ValueError, match=r"holds 84 class folders, but mini-imagenet has 100 classes"):
+        data.load("mini-imagenet")
+
+
+def test_an_absent_mini_imagenet_is_said_with_both_layouts(home):
+    with pytest.raises(
+        FileNotFoundError, match=r"mini-imagenet/\{train,test\}.* or mini-imagenet/images/ with train.csv, val"
+    ):
+        data.load("mini-imagenet")
+
+
+def edited(name, change):
+    return lambda root: (root / name).write_text(change((root / name).read_text()))
+
+
+DEFECTS = {
+    "no test list": (lambda root: (root / "test.csv").unlink(), "no file .*test.csv; beside images/ the lists are"),
+    "no images": (lambda root: (root / "images").rename(root / "elsewhere"), "no folder .*images"),
+    "a file that is not there": (
+        lambda root: next((root / "images").glob("a*")).unlink(),
+        r"images/a.*png is in a csv list but not there; add it or remove its line",
+    ),
+    "a path out of the folder": (edited("test.csv", lambda text: text + "../x.png,a\n"), "in a csv list but not there"),
+    "no header": (edited("val.csv", lambda text: text.split("\n", 1)[1]), "must begin with the line filename,label"),
+    "nothing": (edited("val.csv", lambda text: ""), "must begin with the line filename,label"),
+    "a header alone": (edited("val.csv", lambda text: "filename,label\n"), "list images below it"),
+    "half a line": (edited("test.csv", lambda text: text + "x.png\n"), "the line 'x.png' in place of"),
+    "no label": (edited("test.csv", lambda text: text + "x.png,\n"), "the line 'x.png,' in place of"),
+    "an image in two lists": (
+        edited("val.csv", lambda text: text + "g00000.png,g\n"),
+        "name g00000.png 2 times; an image belongs to one split",
+    ),
+    "some classes shared": (
+        lambda root: (save(root / "images" / "x.png", 1), edited("test.csv", lambda text: text + "x.png,g\n")(root)),
+        "share some classes but not all; make them share all or none",
+    ),
+    "a single image": (
+        lambda root: (save(root / "images" / "x.png", 1), edited("test.csv", lambda text: text + "x.png,z\n")(root)),
+        "class 'z' has a single image",
+    ),
+    "not text": (lambda root: (root / "val.csv").write_bytes(b"\xff\xfe\x00g"), "cannot be read as csv"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("defect", DEFECTS)
+def test_a_defect_of_the_lists_is_named_with_the_way_out(home, defect):
+    few_shot(home / "toy")
+    change, message = DEFECTS[defect]
+    change(home / "toy")
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        data.load("toy")
+
+
+def test_class_folders_come_before_lists(home):
+    few_shot(home / "toy")
+    for part in ("train", "test"):
+        save(home / "toy" / part / "only" / "1.png", 1)
+    assert data.load("toy").classes == ("only",)
+
+
+def test_a_changed_list_is_read_anew(home):
+    root = home / "toy"
+    write_lists(root, {"train": list("aabb"), "test": list("ab")})
+    before = data.load("toy")
+    rows = (root / "train.csv").read_text().split("\n")
+    (root / "train.csv").write_text("\n".join([rows[0], *reversed(rows[1:-1])]))
+    after = data.load("toy")
+    assert after.labels.tolist() == before.labels.tolist() == [0, 0, 1, 1]
+    assert torch.equal(after.images, before.images[[1, 0, 3, 2]])
