@@ -1,6 +1,7 @@
 """Guards over the stored notebooks: each promise the course makes about them, and a notebook that breaks it."""
 
 import ast
+import os
 import re
 import shutil
 import subprocess
@@ -245,3 +246,23 @@ def test_nbval_reports_a_dead_kernel_within_seconds_and_passes_a_sound_notebook(
     assert "the kernel died" in run.stdout
     assert "2 failed, 1 passed" in run.stdout
     assert "good.ipynb ." in run.stdout
+
+
+@pytest.mark.skipif("METASP_DATA" not in os.environ, reason="METASP_DATA names no folder of real images")
+def test_notebook_04_runs_on_real_split_cifar_10(tmp_path: Path):
+    """One line chooses the stream; another shortens the runs, which would take half an hour otherwise."""
+    if not (settings.data_dir() / "cifar10").is_dir():
+        pytest.skip(f"METASP_DATA has no folder cifar10: {settings.data_dir()}")
+    notebook = nbformat.read(FOLDER / "04-training-metasp-on-split-cifar.ipynb", as_version=4)
+    edits = {
+        'stream_name = "split-fashion-mnist"': 'stream_name = "split-cifar10"',
+        "changes = {}": 'changes = {"epochs": 5, "per_class": 100}',
+    }
+    for line, other in edits.items():
+        (cell,) = [cell for cell in code_cells(notebook) if line in cell.source]
+        cell.source = cell.source.replace(line, other)
+    path = tmp_path / "04.ipynb"
+    nbformat.write(notebook, path)
+    done = tour.execute(path)
+    assert done.error is None
+    assert any("network lite-cnn" in output.get("text", "") for output in outputs(done.notebook))
