@@ -205,6 +205,20 @@ def test_ascent_raises_what_an_anchor_is_learnt_for(stream):
     assert (worth[1] > worth[0]).all()
 
 
+def test_a_strong_regularisation_takes_anchors_to_the_mean_embedding_of_their_class(stream):
+    """Nearer to it than to the mean of the whole task, and nearer than most of the class's own examples are."""
+    chosen = AnchorSettings(memory=50, memory_batch=16, anchor_steps=60, embedding=1e3)
+    learner, method = new(stream, chosen=chosen)
+    with torch.no_grad():
+        body, train = learner.model[:-1], stream.tasks[0].train
+        features = body(stream.augmentation.normalise(stream.images[train]))
+        for label, anchor in enumerate(body(method.anchors)):
+            own = features[stream.labels[train] == label]
+            distance = (anchor - own.mean(dim=0)).norm()
+            assert distance < (anchor - features.mean(dim=0)).norm()
+            assert distance < (own - own.mean(dim=0)).norm(dim=1).median()
+
+
 @pytest.mark.parametrize("current", [1, 0], ids=["earlier tasks", "the first task"])
 def test_the_tuned_network_sees_earlier_tasks_only_unless_there_are_none(stream, current):
     learner, method = new(stream, network="lite-cnn")

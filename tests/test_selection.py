@@ -248,6 +248,8 @@ def test_a_full_memory_keeps_its_size_scores_and_labels_together():
         method.step(learner, learner.batch(index))
     assert len(method.buffer) == 30
     assert torch.equal(method.buffer.labels // 2, method.buffer.tasks)
+    pixels = {x.numpy().tobytes(): int(y) for x, y in zip(learner.stream.images, learner.stream.labels, strict=True)}
+    assert [pixels[x.numpy().tobytes()] for x in method.buffer.images] == method.buffer.labels.tolist()
     later = method.buffer.tasks == 1
     assert later.any()
     assert (method.buffer.columns["score"][later] < 1).all()

@@ -1,0 +1,288 @@
+"""Many runs: the product that a file asks for, on processes and a cluster; runs that fail and workers that die."""
+
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from importlib import import_module
+from pathlib import Path
+
+import joblib
+import pytest
+import torch
+from dask.distributed import Client
+from joblib.externals.loky import reusable_executor
+from tiny_stream import SETTINGS, make_folder
+
+from metasp_lite import __main__ as program
+from metasp_lite import grid, train
+
+SAME = ("run", "accuracy_class_incremental", "accuracy_task_incremental", "epoch_losses", "steps")
+FEW = {name: SETTINGS[name] for name in ("epochs", "batch", "lr", "momentum")}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    return make_folder(tmp_path_factory.mktemp("images"))
+
+
+@pytest.fixture(autouse=True)
+def lite(monkeypatch):
+    monkeypatch.delenv("METASP_PROFILE", raising=False)
+
+
+def file_of(path: Path, folder: Path, methods: list[str], seeds: list[int], **chosen: object) -> Path:
+    """Write a grid over the tiny images."""
+    lines = [f"streams = {json.dumps([str(folder)])}", f"methods = {json.dumps(methods)}", f"seeds = {seeds}"]
+    lines += ["memory = [12]", "[set]", *(f"{name} = {json.dumps(value)}" for name, value in {**FEW, **chosen}.items())]
+    path.write_text("\n".join(lines))
+    return path
+
+
+def description(**changed: object) -> dict[str, object]:
+    return {"streams": ["split-fashion-mnist"], "methods": ["er", "metasp"], "seeds": [1, 2], **changed}
+
+
+@pytest.fixture(scope="module")
+def expected(folder, tmp_path_factory) -> dict[str, dict]:
+    """What the three runs of ``three`` give, one after the other and never stopped."""
+    out = tmp_path_factory.mktemp("alone")
+    return {job.name: train.train(job.run, job.out) for job in grid.read(three(out, folder), out)}
+
+
+def three(at: Path, folder: Path) -> Path:
+    """Write a grid of more runs than workers, each long enough to be killed in."""
+    return file_of(at / "grid.toml", folder, ["er"], [1, 2, 3], epochs=12)
+
+
+def check_same(jobs: list[grid.Job], expected: dict[str, dict]) -> int:
+    """Hold every stored result against that of an uninterrupted run; return how often the runs were resumed."""
+    resumed = 0
+    for job in jobs:
+        found = json.loads((job.out / "result.json").read_text())
+        assert {key: found[key] for key in SAME} == {key: expected[job.name][key] for key in SAME}
+        resumed += found["resumed"]
+    return resumed
+
+
+def when(condition: Callable[[], bool], action: Callable[[], None], seconds: float = 60) -> threading.Thread:
+    """Do ``action`` as soon as ``condition`` holds, beside what runs here."""
+
+    def watch() -> None:
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            if condition():
+                action()
+                return
+            time.sleep(0.005)
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    return thread
+
+
+def test_a_grid_is_the_product_and_a_method_without_memory_runs_once(tmp_path):
+    jobs = grid.jobs(
+        description(
+            methods=["fine-tune", "metasp"],
+            memory=[50, 100],
+            set={"epochs": 3, "late_epochs": 1, "metasp": {"lr": 0.05}},
+        ),
+        tmp_path,
+    )
+    assert sorted(job.name for job in jobs) == [
+        "split-fashion-mnist_fine-tune_seed-1",
+        "split-fashion-mnist_fine-tune_seed-2",
+        "split-fashion-mnist_metasp_memory-100_seed-1",
+        "split-fashion-mnist_metasp_memory-100_seed-2",
+        "split-fashion-mnist_metasp_memory-50_seed-1",
+        "split-fashion-mnist_metasp_memory-50_seed-2",
+    ]
+    for job in jobs:
+        assert job.out == tmp_path / job.name
+        assert job.run.recipe.epochs == 3
+        assert job.run.recipe.lr == (0.05 if job.run.method == "metasp" else 0.1)
+        assert getattr(job.run.settings, "late_epochs", 1) == 1
+    assert [job.run.settings.memory for job in grid.jobs(description(), tmp_path)] == [200] * 4  # the stream's own
+
+
+def test_the_command_of_a_job_is_the_job(tmp_path, monkeypatch):
+    """What the report says to type makes the very same run."""
+    jobs = grid.jobs(
+        description(memory=[50], set={"flip": True, "lr": 0.05, "metasp": {"pseudo_steps": 2}}), tmp_path / "a b"
+    )
+    seen = []
+    entry = {"a_inf": 0.5, "bwt": None}
+    result = dict.fromkeys(("class_incremental", "task_incremental"), entry)
+    monkeypatch.setattr(program, "train", lambda run, out, **_: seen.append((run, out)) or result)
+    for job in jobs:
+        python, dash, name, *words = shlex.split(job.command)
+        assert (python, dash, name) == ("python", "-m", "metasp_lite")
+        assert program.main(words) == 0
+    assert seen == [(job.run, job.out) for job in jobs]
+
+
+@pytest.mark.parametrize(
+    ("changed", "sentence"),
+    [
+        ({"seeds": 3}, "seeds must be a list of whole numbers"),
+        ({"seeds": [True]}, "seeds must be a list of whole numbers"),
+        ({"methods": []}, "methods must be a list of names"),
+        ({"memory": [0]}, "memory=0"),
+        ({"method": ["er"]}, "'method' means nothing here"),
+        ({"profile": "huge"}, "profile='huge' must be one of: lite, full"),
+        ({"methods": ["sgd"]}, "there is no method 'sgd'"),
+        ({"streams": ["nowhere"]}, "there is no stream 'nowhere'"),
+        ({"set": 3}, "set must be a table"),
+        ({"set": {"pseudo_stepz": 2}}, "no method of this grid has a setting 'pseudo_stepz'"),
+        ({"set": {"gdumb": {"epochs": 2}}}, r"\[set.gdumb\] is for no stream or method of this grid"),
+        ({"set": {"er": {"pseudo_steps": 2}}}, "er on split-fashion-mnist has no setting 'pseudo_steps'"),
+        ({"set": {"epochs": "many"}}, "epochs=many must be a whole number"),
+    ],
+)
+def test_a_grid_that_asks_for_what_is_not_there_runs_nothing(changed, sentence, tmp_path):
+    with pytest.raises(ValueError, match=sentence):
+        grid.jobs(description(**changed), tmp_path)
+
+
+def test_the_example_in_the_help_is_a_grid(tmp_path):
+    path = tmp_path / "grid.toml"
+    path.write_text(grid.EXAMPLE)
+    assert len(grid.read(path, tmp_path)) == 1 * 2 * 2 * 3
+    path.write_text("streams = [")
+    with pytest.raises(ValueError, match=r"grid\.toml: "):
+        grid.read(path, tmp_path)
+
+
+def test_two_folders_of_one_name_are_not_mixed_up(folder, tmp_path):
+    other = make_folder(tmp_path / folder.name, classes=2)
+    with pytest.raises(ValueError, match="give the folders of images different names"):
+        grid.jobs(description(streams=[str(folder), str(other)]), tmp_path)
+
+
+def test_finished_runs_are_skipped_failed_ones_reported_and_the_rest_is_done(folder, tmp_path, capsys):
+    path = file_of(tmp_path / "grid.toml", folder, ["fine-tune", "er"], [1, 2])
+    out = tmp_path / "out"
+    jobs = {job.name.partition("_")[2]: job for job in grid.read(path, out)}
+    train.train(jobs["fine-tune_seed-1"].run, jobs["fine-tune_seed-1"].out)
+    broken = jobs["er_memory-12_seed-1"]
+    broken.out.mkdir()
+    (broken.out / "checkpoint.pt").write_bytes(b"damaged")
+    command = ["grid", str(path), "--out", str(out), "--workers", "1"]
+    threads = torch.get_num_threads()
+    assert program.main(command) == 1
+    assert torch.get_num_threads() == threads
+    shown = capsys.readouterr().out
+    assert "4 runs: 2 finished, 1 skipped (finished before), 1 failed" in shown
+    assert f"{broken.name} failed: {broken.out / 'checkpoint.pt'} is damaged" in shown
+    assert broken.command in shown
+    assert sorted(file.parent.name for file in out.glob("*/result.json")) == sorted(
+        job.name for job in jobs.values() if job is not broken
+    )
+    (broken.out / "checkpoint.pt").unlink()
+    assert program.main(command) == 0
+    assert "4 runs: 1 finished, 3 skipped (finished before), 0 failed" in capsys.readouterr().out
+
+
+def test_a_defect_in_one_run_does_not_stop_the_others(folder, tmp_path, monkeypatch):
+    jobs = grid.read(file_of(tmp_path / "grid.toml", folder, ["fine-tune"], [1, 2, 3]), tmp_path / "out")
+    original = grid.train
+
+    def sometimes(run: train.Run, *positional: object, **named: object) -> dict:
+        if run.seed == 2:
+            raise RuntimeError("shapes differ")
+        return original(run, *positional, **named)
+
+    monkeypatch.setattr(grid, "train", sometimes)
+    outcomes = grid.run_all(jobs)
+    assert [outcome.state for outcome in outcomes] == ["finished", "failed", "finished"]
+    assert outcomes[1].error == "RuntimeError: shapes differ"
+
+
+def test_one_bar_counts_the_runs(folder, tmp_path, capsys):
+    jobs = grid.read(file_of(tmp_path / "grid.toml", folder, ["fine-tune"], [1, 2]), tmp_path / "out")
+    grid.run_all(jobs, progress_bar=True)
+    shown = capsys.readouterr().err
+    assert "2/2" in shown
+    assert "epoch" not in shown
+
+
+def test_two_processes_do_the_work_and_one_that_is_killed_loses_nothing(folder, tmp_path, expected):
+    """joblib gives everything up when a worker dies; here what had begun goes on, and then the rest."""
+    jobs = grid.read(three(tmp_path, folder), tmp_path / "out")
+    joblib.Parallel(n_jobs=2)([joblib.delayed(import_module)(grid.__name__)] * 2)  # both begin at the same moment
+    pids = []
+
+    def kill() -> None:
+        pids.extend(reusable_executor._executor._processes)
+        os.kill(pids[0], signal.SIGKILL)
+
+    killer = when(lambda: len(list((tmp_path / "out").glob("*/checkpoint.pt"))) == 2, kill)
+    outcomes = grid.run_all(jobs, workers=2, checkpoint_seconds=0)
+    killer.join()
+    reusable_executor._executor.shutdown(wait=True)
+    assert len(pids) == 2
+    assert [outcome.error for outcome in outcomes] == [""] * 3
+    assert check_same(jobs, expected) >= 1
+
+
+@pytest.fixture
+def cluster(tmp_path) -> Iterator[tuple[str, list[subprocess.Popen]]]:
+    """A Dask scheduler and two workers, on this machine's loopback alone."""
+    file, log = tmp_path / "scheduler.json", (tmp_path / "cluster.log").open("w")
+    common = ["--scheduler-file", str(file), "--no-dashboard"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+    def start(*words: str) -> subprocess.Popen:
+        return subprocess.Popen([sys.executable, "-m", *words], stdout=log, stderr=log, cwd=tmp_path, env=environment)
+
+    processes = [start("distributed.cli.dask_scheduler", "--host", "127.0.0.1", "--port", "0", *common)]
+    try:
+        end = time.monotonic() + 60
+        while not file.exists() and time.monotonic() < end:
+            time.sleep(0.05)
+        worker = ("distributed.cli.dask_worker", "--host", "127.0.0.1", "--nthreads", "1", "--no-nanny", *common)
+        processes += [start(*worker), start(*worker)]
+        address = json.loads(file.read_text())["address"]
+        with Client(address) as client:
+            client.wait_for_workers(2, timeout=60)
+            client.run(import_module, grid.__name__)  # so that both begin at the same moment
+        yield address, processes[1:]
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+        log.close()
+
+
+def test_a_cluster_whose_worker_is_killed_loses_nothing(folder, tmp_path, expected, cluster, capsys):
+    """Dask gives the dead worker's run to the other, where it goes on from its checkpoint."""
+    address, workers = cluster
+    path = three(tmp_path, folder)
+    jobs = grid.read(path, tmp_path / "out")
+    killer = when(lambda: len(list((tmp_path / "out").glob("*/checkpoint.pt"))) == 2, workers[0].kill)
+    command = ["grid", str(path), "--out", str(tmp_path / "out"), "--dask", address, "--checkpoint-seconds", "0"]
+    assert program.main(command) == 0
+    killer.join()
+    assert workers[0].wait() == -signal.SIGKILL
+    assert "3 runs: 3 finished, 0 skipped (finished before), 0 failed" in capsys.readouterr().out
+    assert check_same(jobs, expected) >= 1
+
+
+def test_a_cluster_without_dask_says_what_to_install(folder, tmp_path, monkeypatch, capsys):
+    path = file_of(tmp_path / "grid.toml", folder, ["er"], [1])
+    monkeypatch.setattr(grid.importlib.util, "find_spec", lambda name: None)
+    assert program.main(["grid", str(path), "--out", str(tmp_path / "out"), "--dask", "tcp://127.0.0.1:1"]) == 1
+    assert "pip install -e '.[dask]'" in capsys.readouterr().err
+
+
+def test_nothing_is_started_with_no_workers(folder, tmp_path, capsys):
+    path = file_of(tmp_path / "grid.toml", folder, ["er"], [1])
+    assert program.main(["grid", str(path), "--out", str(tmp_path / "out"), "--workers", "0"]) == 1
+    assert "--workers and --threads must be at least 1" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
