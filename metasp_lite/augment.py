@@ -36,7 +36,7 @@ class Augmentation:
     def normalise(self, images: Tensor) -> Tensor:
         """Turn uint8 images ``(B, C, H, W)`` into float32 inputs of mean 0 and deviation 1, nothing random."""
         mean, std = (torch.tensor(v, device=images.device).view(-1, 1, 1) for v in (self.mean, self.std))
-        return images.to(mean.dtype).sub_(mean).div_(std)  # in place: a new tensor for each would cost as much again
+        return images.to(mean.dtype, copy=True).sub_(mean).div_(std)  # one new tensor, not three
 
     def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
         """Draw a crop and a flip for each of the uint8 images ``(B, C, H, W)`` and normalise; (B, C, H, W) float32.
