@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from metasp_lite import bench, bench_process, bench_step, bench_toy, models, settings
+from metasp_lite import bench, bench_process, bench_step, bench_toy, bench_train, models, settings
 from metasp_lite.__main__ import main
 from metasp_lite.bench_step import STEPS, Case
 
@@ -160,12 +160,21 @@ def test_an_unknown_benchmark_is_refused_before_anything_runs(capsys, monkeypatc
 
 
 @pytest.mark.parametrize(
-    ("asked", "run"), [([], ["toy 5", "step"]), (["step"], ["step"]), (["toy", "--seeds", "2"], ["toy 2"])]
+    ("asked", "run"), [([], ["toy 5", "step", "train"]), (["step"], ["step"]), (["toy", "--seeds", "2"], ["toy 2"])]
 )
-def test_one_command_runs_both_benchmarks_or_those_named(asked, run, monkeypatch):
+def test_one_command_runs_all_benchmarks_or_those_named(asked, run, monkeypatch):
     ran = []
     monkeypatch.setattr(bench, "import_beforehand", lambda *modules: None)  # would stay for the tests after this one
     monkeypatch.setattr(bench_toy, "run", lambda seeds: ran.append(f"toy {seeds}"))
     monkeypatch.setattr(bench_step, "run", lambda: ran.append("step"))
+    monkeypatch.setattr(bench_train, "run", lambda: ran.append("train"))
     assert main(["bench", *asked]) == 0
     assert ran == run
+
+
+def test_training_steps_are_timed_beside_a_bare_loop():
+    rows = {row["variant"]: row for row in bench_train.measure("lite-cnn", 2)}
+    assert set(rows) == {"bare", "augmentation", "er", "metasp"}
+    assert rows["bare"]["ratio_to_bare"] == rows["er"]["share_of_er_step"] == 1
+    assert rows["metasp"]["steps_per_second"] < rows["er"]["steps_per_second"]
+    assert rows["augmentation"]["share_of_er_step"] < 0.5  # a guard against per-image work; the goal is 0.02
