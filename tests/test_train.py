@@ -206,6 +206,18 @@ def test_scores_are_those_of_single_images(folder, stream, tmp_path):
     assert any(class_incremental != task_incremental for class_incremental, task_incremental in checked)
 
 
+def test_classes_of_later_tasks_are_no_answer(folder, stream):
+    """A network that is sure of a class it has not met yet is scored as if it had no such class."""
+    learner = Learner(stream, run_on(folder, "er").recipe, 3)
+    learner.task_number = 1
+    expected = train.score(learner)
+    assert sum(expected[0]) > 0
+    learner.model[-1].bias.data[4:] += 1000
+    assert train.score(learner) == expected
+    learner.model[-1].bias.data[0] += 1000  # a class it has met: it is the answer everywhere it may be
+    assert train.score(learner) == ([0.5, 0.0], [0.5, expected[1][1]])
+
+
 def test_a_result_holds_what_is_needed_to_read_and_repeat_it(folder, stream, tmp_path):
     returned = train.train(run_on(folder, "er-late"), tmp_path, stream=stream)
     stored = json.loads((tmp_path / "result.json").read_text())
