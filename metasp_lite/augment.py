@@ -57,5 +57,5 @@ class Augmentation:
         columns = torch.where(mirrored, width - 1 - columns, columns) + shift[1]
         rows, columns = rows.to(images.device), columns.to(images.device)
         padded = torch.nn.functional.pad(images, [self.padding] * 4)
-        places = (rows[:, :, None] * padded.shape[-1] + columns[:, None, :]).view(count, 1, -1)
+        places = (rows[:, :, None] * padded.shape[-1] + columns[:, None, :]).flatten(1)[:, None]
         return padded.flatten(2).gather(2, places.expand(-1, images.shape[1], -1)).view_as(images)

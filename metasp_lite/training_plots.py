@@ -42,6 +42,7 @@ def matrix_heatmap(ax: Axes, matrix: Matrix, *, title: str = "") -> None:
         values, ax=ax, annot=True, fmt=".0f", vmin=0, vmax=100, cmap="viridis", cbar=False, square=True,
         xticklabels=names, yticklabels=names, mask=np.isnan(values),
     )  # fmt: skip
+    ax.grid(visible=False)
     ax.set(xlabel="accuracy (%) on task", ylabel="after task", title=title)
 
 
@@ -53,8 +54,9 @@ def accuracy_after_each_task(axes: Sequence[Axes], results: Mapping[str, Mapping
             known = [t for t, row in enumerate(matrix) if row[0] is not None]
             means = [100 * np.mean(matrix[t][: t + 1]) for t in known]
             ax.plot([t + 1 for t in known], means, color=colour, marker=marker, linestyle=style, label=label)
-        ax.set(xlabel="tasks learnt", ylabel="mean accuracy on them (%)", ylim=(0, 102), title=name)
+        ax.set(xlabel="tasks learnt", ylim=(0, 102), title=name)
         ax.set_xticks(range(1, len(matrix) + 1))
+    axes[0].set_ylabel("mean accuracy on them (%)")
     axes[0].legend(fontsize=8, loc="lower left")
 
 
@@ -65,9 +67,11 @@ def curves(axes: Sequence[Axes], history: Sequence[tuple[float, list[float], lis
         for k, (colour, _marker, style) in zip(range(count), STYLES, strict=False):
             points = [(entry[0], 100 * entry[which][k]) for entry in history if len(entry[which]) > k]
             ax.plot(*zip(*points, strict=True), color=colour, linestyle=style, label=f"task {k + 1}")
+        ax.grid(visible=False, axis="x")
         for boundary in range(epochs, int(history[-1][0]), epochs):
-            ax.axvline(boundary, color="0.7", linewidth=0.8)
-        ax.set(xlabel="epoch", ylabel="accuracy (%)", ylim=(-2, 102), title=name)
+            ax.axvline(boundary, color="0.3", linewidth=0.8, dashes=(4, 3))
+        ax.set(xlabel="epoch (dashed: a new task begins)", ylim=(-2, 102), title=name)
+    axes[0].set_ylabel("accuracy (%)")
     axes[0].legend(fontsize=8, loc="lower left")
 
 
