@@ -221,3 +221,14 @@ def test_readme_says_which_goals_a_step_meets_and_how_it_grows():
     readme = " ".join((ROOT / "README.md").read_text().split())
     for sentence in sentences:
         assert sentence in readme, sentence
+
+
+@pytest.mark.parametrize("network", ["lite-cnn", "resnet18-20"])
+def test_readme_quotes_the_recorded_speed_of_training(network):
+    stored = json.loads((ROOT / "data/results/bench/train.json").read_text())
+    rows = {row["variant"]: row for row in stored if row["network"] == network}
+    assert readme_row(f"training `{network}`")[1:] == [
+        f"{rows['er']['ratio_to_bare']:.2f}",
+        f"{rows['metasp']['share_of_er_step']:.1f}",
+        f"{100 * rows['augmentation']['share_of_er_step']:.1f} %",
+    ]
