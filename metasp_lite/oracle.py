@@ -9,8 +9,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from metasp_lite.functional import LossFunction, cross_entropy
-
-Examples = tuple[Tensor, Tensor]  # inputs (n, …) and labels (n,)
+from metasp_lite.metasp import Examples
 
 
 def influences_by_autograd(

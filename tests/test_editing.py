@@ -9,6 +9,7 @@ import copy
 import pytest
 import torch
 from analytic import randn
+from tiny_stream import assert_goes_on_as_if_never_stopped
 from torch.nn import functional as F
 
 from metasp_lite import data, streams
@@ -197,21 +198,7 @@ def test_it_learns_more_than_fine_tuning(stream, tmp_path):
     assert result["class_incremental"]["a_inf"] > plain["class_incremental"]["a_inf"] + 0.1
 
 
-class Stopped(Exception):
-    pass
-
-
 @pytest.mark.parametrize("stop", [(1, 2), (3, 1)])
 def test_it_goes_on_as_if_never_stopped(stream, tmp_path, stop):
-    def watch(learner, method):
-        if (learner.task_number, learner.epoch) == stop:
-            raise Stopped
-
     run = run_of("gmed", EditSettings(memory=50, memory_batch=16, stride=1.0, decay=0.95), epochs=2)
-    whole = train(run, tmp_path / "whole", stream=stream)
-    with pytest.raises(Stopped):
-        train(run, tmp_path / "parts", stream=stream, checkpoint_seconds=0, watch=watch)
-    parts = train(run, tmp_path / "parts", stream=stream, checkpoint_seconds=0)
-    assert parts["resumed"]
-    for name in ("accuracy_class_incremental", "accuracy_task_incremental", "epoch_losses"):
-        assert parts[name] == whole[name]
+    assert_goes_on_as_if_never_stopped(run, tmp_path, stream, stop)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny_stream import assert_goes_on_as_if_never_stopped
 
 from metasp_lite import data, streams
 from metasp_lite.learner import Learner, Recipe
@@ -203,24 +204,10 @@ def test_it_learns_more_than_fine_tuning(stream, tmp_path):
     assert result["steps"] == 5 * 4
 
 
-class Stopped(Exception):
-    pass
-
-
 @pytest.mark.parametrize("stop", [(1, 1), (2, 3)], ids=["in a task", "before its last checkpoint"])
 def test_it_goes_on_as_if_never_stopped(stream, tmp_path, stop):
-    def watch(learner, method):
-        if (learner.task_number, learner.epoch) == stop:
-            raise Stopped
-
     run = run_of("gdumb", SETTINGS)
-    whole = train(run, tmp_path / "whole", stream=stream)
-    with pytest.raises(Stopped):
-        train(run, tmp_path / "parts", stream=stream, checkpoint_seconds=0, watch=watch)
-    parts = train(run, tmp_path / "parts", stream=stream, checkpoint_seconds=0)
-    assert parts["resumed"]
-    for name in ("accuracy_class_incremental", "accuracy_task_incremental", "epoch_losses", "steps"):
-        assert parts[name] == whole[name]
+    assert_goes_on_as_if_never_stopped(run, tmp_path, stream, stop)
 
 
 def test_scores_are_those_of_the_new_network(stream):

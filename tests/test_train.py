@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny_stream import arguments_of, make_folder, run_on
+from tiny_stream import Stopped, arguments_of, make_folder, run_on
 
 from metasp_lite import checkpoint, results, streams, train
 from metasp_lite.learner import Learner
@@ -23,10 +23,6 @@ from metasp_lite.methods.base import Method
 from metasp_lite.methods.replay import FineTune
 
 SAME = ("run", "accuracy_class_incremental", "accuracy_task_incremental", "epoch_losses", "steps")
-
-
-class Stopped(Exception):
-    """Stands for a kill where the test needs to choose the moment."""
 
 
 @pytest.fixture(scope="module")

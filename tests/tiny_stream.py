@@ -3,10 +3,14 @@
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from metasp_lite import presets
-from metasp_lite.runs import Run
+from metasp_lite.learner import Learner
+from metasp_lite.methods import Method
+from metasp_lite.streams import Stream
+from metasp_lite.train import Run, train
 
 SETTINGS = {
     "epochs": 3,
@@ -53,3 +57,23 @@ def arguments_of(folder: Path, method: str, *, seed: int = 3, **changed: object)
         if name in presets.names(method):
             words += ["--set", f"{name}={value}"]
     return [*words, "--profile", "lite", *(["--memory", "12"] if hasattr(run.settings, "memory") else [])]
+
+
+class Stopped(Exception):
+    """Stands for a kill where the test needs to choose the moment."""
+
+
+def assert_goes_on_as_if_never_stopped(run: Run, folder: Path, stream: Stream, stop: tuple[int, int]) -> None:
+    """Train whole, and once more stopped after ``stop`` (task, epoch), with a checkpoint at every epoch."""
+
+    def watch(learner: Learner, method: Method) -> None:
+        if (learner.task_number, learner.epoch) == stop:
+            raise Stopped
+
+    whole = train(run, folder / "whole", stream=stream)
+    with pytest.raises(Stopped):
+        train(run, folder / "parts", stream=stream, checkpoint_seconds=0, watch=watch)
+    parts = train(run, folder / "parts", stream=stream, checkpoint_seconds=0)
+    assert parts["resumed"]
+    for name in ("accuracy_class_incremental", "accuracy_task_incremental", "epoch_losses", "steps"):
+        assert parts[name] == whole[name]
