@@ -2,6 +2,7 @@
 
 import os
 import random
+import shutil
 import signal
 import sys
 import time
@@ -9,6 +10,8 @@ import time
 import torch
 
 from metasp_lite.__main__ import main
+
+LEAST = 3  # kills that count as "again and again"
 
 
 def run_to_the_end(argv: list[str], draw: random.Random, longest: float) -> int:
@@ -18,7 +21,7 @@ def run_to_the_end(argv: list[str], draw: random.Random, longest: float) -> int:
         child = os.fork()  # without the seconds that a new interpreter takes to import torch
         if child == 0:
             os._exit(main(argv))
-        time.sleep(draw.uniform(0.02, longest))
+        time.sleep(draw.uniform(0, longest))
         os.kill(child, signal.SIGKILL)
         _, status = os.waitpid(child, 0)
         code = os.waitstatus_to_exitcode(status)
@@ -29,7 +32,13 @@ def run_to_the_end(argv: list[str], draw: random.Random, longest: float) -> int:
 
 
 if __name__ == "__main__":
-    seed, longest, whole, killed, *command = sys.argv[1:]
+    seed, whole, out, *command = sys.argv[1:]
     torch.set_num_threads(1)
+    start = time.monotonic()
     assert main([*command, "--out", whole]) == 0
-    print("killed", run_to_the_end([*command, "--out", killed], random.Random(int(seed)), float(longest)))
+    longest, draw, killed = (time.monotonic() - start) / 4, random.Random(int(seed)), 0
+    while killed < LEAST:  # however fast the machine is, once the kills come early enough
+        shutil.rmtree(out, ignore_errors=True)
+        killed = run_to_the_end([*command, "--out", out], draw, longest)
+        longest /= 2
+    print("killed", killed)
