@@ -24,7 +24,7 @@ with warnings.catch_warnings():
 
 def flatten_parameters(model: nn.Module) -> Tensor:
     """Return a copy of all parameters as one vector θ ``(P,)``, in the order of ``model.parameters()``."""
-    return nn.utils.parameters_to_vector(model.parameters()).detach().clone()
+    return torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:

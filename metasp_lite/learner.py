@@ -1,5 +1,6 @@
 """What a continual-learning method works with: the network, its optimiser, the stream and where in it training is."""
 
+from collections import OrderedDict
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -23,6 +24,10 @@ class Recipe:
     weight_decay: float = 0.0
     nesterov: bool = False
     batch: int = 32  # new examples in a step
+    # for CUDA, where they save time; they work on the CPU too, and change the last digits of every number
+    channels_last: bool = False  # images and filters with the channel as the innermost dimension in memory
+    bf16: bool = False  # convolutions and linear layers in bfloat16 (autocast); weights and losses stay float32
+    compile: bool = False  # plain steps by torch.compile; MetaSP's passes and scores stay as they are
 
     def __post_init__(self) -> None:
         """Refuse numbers that no training can follow."""
@@ -43,6 +48,15 @@ class Batch(NamedTuple):
     inputs: Tensor  # (B, C, H, W) float32, augmented and normalised
 
 
+class Bfloat16(nn.Sequential):
+    """A sequence of layers that computes in bfloat16 where torch's autocast finds it safe; gives float32."""
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Apply the layers to ``inputs (B, …)``."""
+        with torch.autocast(inputs.device.type, torch.bfloat16):
+            return super().forward(inputs).float()
+
+
 class Learner:
     """The network in training.  Methods read all of it and change the network through ``descend`` or ``apply``."""
 
@@ -52,6 +66,7 @@ class Learner:
         self.generator = torch.Generator().manual_seed(seed)  # all draws, on the CPU: the same on every device
         self.model = self.new_network(seed)
         self.optimizer = self.new_optimizer(self.model)
+        self._compiled: nn.Module | None = None
         self.task_number, self.epoch = 0, 0  # both count from 0
 
     @property
@@ -67,8 +82,11 @@ class Learner:
     def new_network(self, seed: int) -> nn.Module:
         """Build a network with weights drawn from ``seed``, in training mode."""
         _, channels, height, width = self.stream.images.shape
-        make = NETWORKS[self.recipe.network]
-        return make((channels, height, width), len(self.stream.classes), seed).to(self.stream.images.device).train()
+        model = NETWORKS[self.recipe.network]((channels, height, width), len(self.stream.classes), seed)
+        if self.recipe.bf16:
+            model = Bfloat16(OrderedDict(model.named_children()))
+        layout = torch.channels_last if self.recipe.channels_last else torch.preserve_format
+        return model.to(self.stream.images.device, memory_format=layout).train()
 
     def new_optimizer(self, model: nn.Module) -> torch.optim.SGD:
         """Build the recipe's optimiser for ``model``."""
@@ -93,7 +111,12 @@ class Learner:
 
     def loss(self, inputs: Tensor, labels: Tensor) -> Tensor:
         """Mean cross-entropy over all classes of the stream, ``()``."""
-        return F.cross_entropy(self.model(inputs), labels)
+        model = self.model
+        if self.recipe.compile:
+            if self._compiled is None or self._compiled._orig_mod is not model:
+                self._compiled = torch.compile(model)
+            model = self._compiled
+        return F.cross_entropy(model(inputs), labels)
 
     def descend(self, loss: Tensor) -> Tensor:
         """Take one step of the optimiser down ``loss`` and return its value."""

@@ -1,6 +1,7 @@
 """The learner: its steps are a plain torch loop's, its batches cover a task once, its networks fit the images."""
 
 import copy
+import shutil
 
 import pytest
 import torch
@@ -192,3 +193,49 @@ def test_a_restored_learner_goes_on_bit_for_bit(rule):
     follow(other)
     assert same(other.model, learner.model)
     assert torch.equal(other.generator.get_state(), learner.generator.get_state())
+
+
+FAST = {"channels_last": True, "bf16": True}
+
+
+@pytest.mark.parametrize("network", ["mlp", "lite-cnn"])
+def test_bf16_and_channels_last_change_the_speed_and_no_more_than_the_last_digits(network):
+    stream = noise_stream(shape=(3, 16, 16))
+    plain, fast = (Learner(stream, Recipe(network, 1, **options), seed=4) for options in ({}, FAST))
+    assert same(fast.model, plain.model)  # the names of the weights too: checkpoints look alike
+    batch = plain.batch(torch.arange(20))
+    exact, rounded = (learner.loss(batch.inputs, batch.labels) for learner in (plain, fast))
+    assert rounded.dtype == torch.float32
+    # bfloat16 keeps 8 bits, so each layer errs by about 2⁻⁹ of its values; and it must be seen to have been used
+    assert 0 < abs(exact - rounded) < 0.02 * exact
+    expected, found = plain.gradient(exact), fast.gradient(rounded)
+    assert found.dtype == torch.float32
+    assert torch.cosine_similarity(expected, found, dim=0) > 0.99  # a few roundings of 2⁻⁹, some of them amplified
+    fast.descend(fast.loss(batch.inputs, batch.labels))
+    assert all(parameter.dtype == torch.float32 for parameter in fast.model.parameters())
+
+
+def test_channels_last_lies_in_memory_as_it_says():
+    learner = Learner(noise_stream(shape=(3, 16, 16)), Recipe("lite-cnn", 1, channels_last=True), seed=0)
+    seen = []
+    learner.model[0].register_forward_hook(lambda layer, inputs, output: seen.append(output))
+    batch = learner.batch(torch.arange(5))
+    learner.loss(batch.inputs, batch.labels)
+    for tensor in (learner.model[0].weight, seen[0]):
+        assert tensor.is_contiguous(memory_format=torch.channels_last)
+        assert not tensor.is_contiguous()
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on the CPU")
+def test_a_compiled_learner_takes_the_same_steps_also_with_a_new_network():
+    stream = noise_stream()
+    plain, compiled = (Learner(stream, Recipe("mlp", 1, compile=choice), seed=0) for choice in (False, True))
+    for seed in (0, 1):
+        for learner in (plain, compiled):
+            learner.model = learner.new_network(seed)
+            learner.optimizer = learner.new_optimizer(learner.model)
+            batch = learner.batch(torch.arange(12))
+            learner.descend(learner.loss(batch.inputs, batch.labels))
+        for mine, yours in zip(compiled.model.parameters(), plain.model.parameters(), strict=True):
+            torch.testing.assert_close(mine, yours, rtol=1e-5, atol=1e-6)  # float32, sums in another order
+    assert compiled._compiled is not None

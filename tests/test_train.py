@@ -96,6 +96,16 @@ def test_a_run_stopped_after_every_epoch_ends_as_if_it_had_not_been(method, fold
     assert sorted(path.name for path in (tmp_path / "pieces").iterdir()) == ["lock", "result.json"]
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_each_method_trains_in_channels_last_and_bfloat16(method, folder, stream, tmp_path):
+    """To the losses of plain training, as long as rounding has not yet led it elsewhere: in its first epoch."""
+    options = {"plain": {}, "moved": {"channels_last": True}, "rounded": {"channels_last": True, "bf16": True}}
+    run = {name: run_on(folder, method, epochs=1, **changed) for name, changed in options.items()}
+    losses = {name: train.train(run[name], tmp_path / name, stream=stream)["epoch_losses"][0] for name in options}
+    assert losses["moved"] == pytest.approx(losses["plain"], rel=1e-3)  # float32, sums in another order, 5 steps
+    assert losses["rounded"] == pytest.approx(losses["plain"], rel=0.1)  # 2⁻⁹ a rounding, batch-norm of 4 images
+
+
 def test_a_process_killed_at_random_moments_ends_as_if_it_had_not_been(folder, tmp_path):
     """SIGKILL wherever it happens to fall: in a step, in a score, in the writing of a checkpoint."""
     script, whole, killed = Path(__file__).with_name("kill_at_random.py"), tmp_path / "whole", tmp_path / "killed"

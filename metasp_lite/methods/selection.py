@@ -1,5 +1,6 @@
 """Rehearsal that chooses: what to rehearse (MIR), or what to remember (GSS)."""
 
+from collections import OrderedDict
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -146,9 +147,12 @@ class GSS(ER):
 
 
 def example_gradients(learner: Learner, images: Tensor, labels: Tensor) -> Tensor:
-    """∇ of the loss of each of the uint8 ``images (n, C, H, W)``, in evaluation mode: ``(n, P)``."""
+    """∇ of the loss of each of the uint8 ``images (n, C, H, W)``, in evaluation mode: ``(n, P)``.
+
+    Always in float32: torch's vmap has no batch-norm of bfloat16 inputs.
+    """
     inputs = learner.stream.augmentation.normalise(images)
-    losses = ExampleLosses(learner.model.eval(), inputs, labels)
+    losses = ExampleLosses(nn.Sequential(OrderedDict(learner.model.eval().named_children())), inputs, labels)
     gradients = per_example_gradients(losses, flatten_parameters(learner.model))
     learner.model.train()
     return gradients
