@@ -127,7 +127,7 @@ def first_per_class(images: ImageSet, count: int) -> ImageSet:
     for label, name in enumerate(images.classes):
         mine = torch.nonzero(images.labels == label).flatten()
         if len(mine) < count:
-            raise ValueError(f"class {name!r} of {images.name} has {len(mine)} images; pass count={len(mine)} or less")
+            raise ValueError(f"class {name!r} of {images.name} has {len(mine)} images, {count} were asked for")
         slots.append(mine[:count])
     kept = torch.cat(slots).sort().values
     source = f"{images.source}, of it the first {count:,} of each class"

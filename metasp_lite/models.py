@@ -3,6 +3,7 @@
 import math
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 import torch
 from torch import nn
@@ -109,13 +110,14 @@ def _drawn(layers: Callable[[], nn.Sequential], seed: int, dtype: torch.dtype) -
 
 
 def mlp(shape: Sequence[int], classes: int, *, hidden: Sequence[int] = (100, 100), seed: int = 0) -> nn.Sequential:
-    """Build a ReLU network with ``hidden`` layers: images ``(N, *shape)`` to logits ``(N, classes)``, float32."""
+    """Build a ReLU network with ``hidden`` layers, none if empty: images ``(N, *shape)`` to logits ``(N, classes)``."""
 
     def layers() -> nn.Sequential:
+        sizes = (math.prod(shape), *hidden)
         body: list[nn.Module] = [nn.Flatten()]
-        for before, after in zip((math.prod(shape), *hidden), hidden, strict=False):
+        for before, after in pairwise(sizes):
             body += [nn.Linear(before, after), nn.ReLU()]
-        return nn.Sequential(*body, nn.Linear(hidden[-1], classes))
+        return nn.Sequential(*body, nn.Linear(sizes[-1], classes))
 
     return _drawn(layers, seed, torch.float32)
 

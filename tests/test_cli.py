@@ -81,7 +81,7 @@ def test_the_list_names_every_stream_and_method(capsys):
         ("--set memory=0", "memory=0 and memory_batch=4 must be at least 1"),
         ("--memory 0", "memory=0 and memory_batch=4 must be at least 1"),
         ("--set classes_per_task=4", "6 classes do not divide into tasks of 4; give one of [1, 2, 3, 6]"),
-        ("--set per_class=11", "has 10 images; pass count=10 or less"),
+        ("--set per_class=11", "has 10 images, 11 were asked for"),
         ("--seed -1", "seed=-1 must be 0 or more"),
         ("--method sgd", "there is no method 'sgd'; give one of: fine-tune"),
         ("--method fine-tune", "fine-tune has no memory; leave the memory size out"),

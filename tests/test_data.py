@@ -108,7 +108,7 @@ def test_first_per_class_equals_a_walk_through_the_labels():
 def test_first_per_class_says_which_class_is_too_small(home):
     make_tree(home / "toy")
     images = data.load("toy")
-    with pytest.raises(ValueError, match=r"class 'cat' of toy has 2 images; pass count=2 or less"):
+    with pytest.raises(ValueError, match=r"class 'cat' of toy has 2 images, 3 were asked for"):
         data.first_per_class(images, 3)
     with pytest.raises(ValueError, match="count=0"):
         data.first_per_class(images, 0)

@@ -249,6 +249,13 @@ def test_mlp_is_linear_layers_with_relu_between_them():
     torch.testing.assert_close(model(images).detach().double(), torch.as_tensor(expected), rtol=0, atol=1e-5)
 
 
+def test_mlp_without_hidden_layers_is_linear():
+    model = mlp((2, 3, 4), 5, hidden=(), seed=1)
+    weight, bias = model.parameters()
+    images = randn(8, 2, 3, 4, seed=0).float()
+    torch.testing.assert_close(model(images), images.flatten(1) @ weight.T + bias)
+
+
 def test_mlp_of_the_lite_stream_has_two_layers_of_100():
     sizes = 784 * 100 + 100 + 100 * 100 + 100 + 100 * 10 + 10
     assert (
