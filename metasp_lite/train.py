@@ -151,7 +151,7 @@ def _train(
                     checkpoint.save(path, identity, state.state_dict())
                     saved = time.monotonic()
             _timed(progress, method.end_task, learner)
-            _require_finite_weights(learner)
+            _require_finite_weights(learner, method)
             for rows, row in zip((progress.class_incremental, progress.task_incremental), score(learner), strict=True):
                 rows.append(row)
             bar.set_postfix(_figures(learner, progress))
@@ -174,28 +174,33 @@ def _epoch(learner: Learner, method: Method, progress: Progress) -> float:
     """Train one epoch and return its mean loss (0 where the method has nothing to train on)."""
     total, count = 0.0, 0
     for index in learner.batches(method.examples(learner)):
-        loss, count = float(method.step(learner, learner.batch(index))), count + 1
+        count += 1
+        try:
+            loss = float(method.step(learner, learner.batch(index)))
+        except FloatingPointError as error:
+            raise _diverged(str(error).partition(";")[0], learner, method, f", step {count}") from error
         if not math.isfinite(loss):
-            raise _diverged(f"the loss is {loss}", learner, f", step {count}")
+            raise _diverged(f"the loss is {loss}", learner, method, f", step {count}")
         total += loss
-    _require_finite_weights(learner)
+    _require_finite_weights(learner, method)
     progress.steps += count
     return total / max(count, 1)
 
 
-def _require_finite_weights(learner: Learner) -> None:
+def _require_finite_weights(learner: Learner, method: Method) -> None:
     """Stop before a network that the last step has ruined is scored or kept."""
     if not all(bool(value.isfinite().all()) for value in learner.model.state_dict().values()):
-        raise _diverged("the weights are no longer finite", learner, "")
+        raise _diverged("the weights are no longer finite", learner, method, "")
 
 
-def _diverged(what: str, learner: Learner, step: str) -> FloatingPointError:
+def _diverged(what: str, learner: Learner, method: Method, step: str) -> FloatingPointError:
     recipe = learner.recipe
     where = f"task {learner.task_number + 1}, epoch {min(learner.epoch + 1, recipe.epochs)}{step}"
     ways = [f"a lower lr than {recipe.lr:g} (--set lr={recipe.lr / 10:g})"]
     ways += [f"weight_decay={recipe.weight_decay:g}"] if recipe.weight_decay else []
     ways += [f"momentum={recipe.momentum:g}"] if recipe.momentum else []
-    return FloatingPointError(f"{what} in {where}; in another folder, try {', lower '.join(ways)}")
+    others = "".join(f", or {way}" for way in method.remedies())
+    return FloatingPointError(f"{what} in {where}; in another folder, try {', lower '.join(ways)}{others}")
 
 
 def _figures(learner: Learner, progress: Progress) -> dict[str, object]:

@@ -301,6 +301,19 @@ def test_a_loss_that_is_not_finite_stops_the_run(folder, stream, tmp_path):
     assert not (tmp_path / "result.json").exists()
 
 
+def test_a_step_that_refuses_numbers_that_are_not_finite_is_said_with_its_place_and_the_way_out(
+    folder, stream, tmp_path, monkeypatch
+):
+    def refuse(*_: object, **__: object) -> None:
+        raise FloatingPointError("an influence is nan at position 0; look for NaN")
+
+    monkeypatch.setattr("metasp_lite.metasp.metasp_step", refuse)
+    for variant, more in (("paper", ", or variant=official"), ("official", "")):
+        message = rf"an influence is nan at position 0 in task 2, epoch \d, step 1; .*, lower momentum=0.9{more}$"
+        with pytest.raises(FloatingPointError, match=message):
+            train.train(run_on(folder, "metasp", variant=variant), tmp_path / variant, stream=stream)
+
+
 def test_weights_that_the_last_step_ruins_are_neither_scored_nor_stored(folder, stream, tmp_path, monkeypatch):
     """No later loss of the task would tell."""
 

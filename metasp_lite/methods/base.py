@@ -55,6 +55,10 @@ class Method:
     def end_task(self, learner: Learner) -> None:
         """Do what comes after the last step of ``learner.task``, before it is scored."""
 
+    def remedies(self) -> list[str]:
+        """Return settings to try, as name=value, when training leaves the finite numbers."""
+        return []
+
     def state_dict(self) -> dict[str, object]:
         """Return all that has changed since the start, as tensors, numbers and strings."""
         return {}

@@ -20,9 +20,13 @@ VARIANTS = {"paper": metasp.paper, "official": metasp.official}
 
 @dataclass(frozen=True)
 class MetaSPSettings(LateSettings):
-    """MetaSP's settings; defaults of the paper, but for what a lite run shortens."""
+    """MetaSP's settings; defaults of the paper, but for what a lite run shortens, and for the weights.
 
-    variant: str = "paper"  # of the weights: paper or official
+    Those that the paper prints are not bounded: an influence is a product of two gradients, so one steep batch can
+    throw the network far enough for the next to be steeper still, until nothing is finite (notebook 04).
+    """
+
+    variant: str = "official"  # of the weights: official (the authors' code) or paper
     pseudo_steps: int = 1  # K
     validation: int = 0  # examples in each validation set; 0 for |M|/10
 
@@ -77,6 +81,10 @@ class MetaSP(ERLate):
         self.buffer.columns["influence"][kept.slots] += fused[len(batch.index) :]
         self.buffer.columns["scored"][kept.slots] += 1
         return self.last_step.losses.mean()
+
+    def remedies(self) -> list[str]:
+        """Name the bounded weights where the others are in use."""
+        return [*super().remedies(), *(["variant=official"] if self.settings.variant == "paper" else [])]
 
     def state_dict(self) -> dict[str, object]:
         """Return the memory and the scores."""
