@@ -205,7 +205,8 @@ class Curvature:
         """H + δI as a matrix ``(P, P)``."""
         first = _first_linear(self.objective.losses)
         if first is None:
-            hessian = _hessian_by_products(self.objective, self.theta)
+            chunk = max(1, min(64, 4096 // len(self.objective.losses)))  # more at once would not fit in memory
+            hessian = _hessian_by_products(self._leaf, self._gradient, chunk)
         else:
             hessian = _hessian_by_first_layer(self.objective.losses, self.theta, first)
             hessian.diagonal().add_(self.objective.l2)
@@ -272,15 +273,17 @@ def _gradient_graph(objective: Callable[[Tensor], Tensor], theta: Tensor) -> tup
     return leaf, check_finite(gradient_, "the gradient of the objective")
 
 
-def _hessian_by_products(objective: Callable[[Tensor], Tensor], theta: Tensor, chunk: int = 64) -> Tensor:
-    """H ``(P, P)`` column by column, ``chunk`` products at a time, for any twice differentiable J."""
-    product = vmap(lambda direction: jvp(grad(objective), (theta,), (direction,))[1])
-    hessian = theta.new_empty(len(theta), len(theta))
-    for start in range(0, len(theta), chunk):
+def _hessian_by_products(leaf: Tensor, gradient_: Tensor, chunk: int) -> Tensor:
+    """H ``(P, P)`` from the graph of ∇J, ``chunk`` columns at a time, for any twice differentiable J."""
+    hessian = leaf.new_empty(len(leaf), len(leaf), requires_grad=False)
+    for start in range(0, len(leaf), chunk):
         rows = hessian[start : start + chunk]
         unit = torch.zeros_like(rows)
         unit[:, start : start + chunk].fill_diagonal_(1.0)
-        rows.copy_(product(unit))
+        (product,) = torch.autograd.grad(
+            gradient_, leaf, unit, retain_graph=True, is_grads_batched=True, materialize_grads=True
+        )
+        rows.copy_(product)
     check_finite(hessian.sum(dim=1), "a row sum of the Hessian")
     return hessian
 

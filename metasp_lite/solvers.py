@@ -53,6 +53,13 @@ class Exact:
         return torch.linalg.solve_triangular(curvature.cholesky.mT, half, upper=True).view_as(vector)
 
 
+def solve_each(solver: Solver, curvature: Curvature, vectors: Tensor) -> Tensor:
+    """(H + δI)⁻¹v for each row v of ``vectors (K, P)``; (K, P).  All rows share one factor or one gradient graph."""
+    if isinstance(solver, Exact):
+        return solver(curvature, vectors.T).T
+    return torch.stack([solver(curvature, vector) for vector in vectors])
+
+
 @dataclass(frozen=True)
 class Identity:
     """v itself: H replaced by the identity (Luketina et al., 2016, "T1−T2").  Costs nothing."""
@@ -75,15 +82,15 @@ class OuterProduct:
 
     def __call__(self, curvature: Curvature, vector: Tensor) -> Tensor:
         """Return the damped empirical-Fisher solution ``(P,)``."""
-        shift = curvature.objective.l2 + curvature.damping
-        if shift <= 0:
-            raise ValueError(f"outer product: l2 + damping = {shift} must be above 0; raise the damping")
+        shift = curvature.objective.l2 + torch.full_like(vector, curvature.damping)
+        if not bool((shift > 0).all()):
+            raise ValueError(f"outer product: l2 + damping = {shift.min()} must be above 0; raise the damping")
         gradients = per_example_gradients(curvature.objective.losses, curvature.theta)
-        n = len(gradients)
-        gram = gradients @ gradients.T
-        gram.diagonal().add_(n * shift)
-        inner = torch.linalg.solve(gram, gradients @ check_finite(vector, "the right-hand side"))
-        return (vector - gradients.T @ inner) / shift
+        shifted = gradients / shift
+        gram = gradients @ shifted.T
+        gram.diagonal().add_(len(gradients))
+        inner = torch.linalg.solve(gram, shifted @ check_finite(vector, "the right-hand side"))
+        return vector / shift - shifted.T @ inner
 
 
 @dataclass(frozen=True)
