@@ -256,11 +256,12 @@ class Curvature:
 class NegativeCurvatureError(ArithmeticError):
     """H + δI is not positive definite, so θ is not a (damped) minimum and an influence does not exist there."""
 
-    def __init__(self, curvature: float, damping: float = 0.0) -> None:
-        """Say which ``curvature`` vᵀ(H + δI)v/‖v‖² was met, and the way out."""
-        self.curvature = curvature
+    def __init__(self, curvature: float, damping: float = 0.0, where: str = "here") -> None:
+        """Say which ``curvature`` vᵀ(H + δI)v/‖v‖² was met, ``where``, and the way out."""
+        self.curvature, self.damping = curvature, damping
+        place = where if where == "here" else f"in {where}"
         super().__init__(
-            f"met curvature {curvature:.3g} with damping {damping:.3g}: the Hessian is not positive definite here; "
+            f"met curvature {curvature:.3g} with damping {damping:.3g}: the Hessian is not positive definite {place}; "
             f"train to a minimum, raise the l2 regularisation, or raise the damping by more than {-curvature:.2g}"
         )
 

@@ -5,6 +5,7 @@ lowers the validation loss.  (The MetaSP paper's prose calls such an example "po
 """
 
 from collections.abc import Callable
+from typing import Any
 
 from torch import Tensor
 from torch.func import grad, vmap
@@ -55,33 +56,41 @@ def pseudo_update_influence(
     return len(total) * total
 
 
-def leave_one_out(
+def leave_one_out(curvature: Curvature, validation: ScalarLoss, examples: Tensor, **settings: Any) -> Tensor:
+    """True change of the validation loss when each of ``examples (K,)`` alone is left out of training; (K,).
+
+    Retrains to the true optimum, by ``retrained_without`` with its ``settings``.  Influence predicts −f I_i/n.
+
+    Raises:
+        FloatingPointError: when the validation loss is NaN or infinite; and what ``retrained_without`` raises.
+    """
+    retrained = retrained_without(curvature, examples, **settings)
+    before = validation(curvature.theta)
+    return check_finite(vmap(validation, chunk_size=64)(retrained) - before, "a change of the validation loss")
+
+
+def retrained_without(
     curvature: Curvature,
-    validation: ScalarLoss,
     examples: Tensor,
     *,
     fraction: float = 1.0,
     tolerance: float = 1e-9,
     max_iterations: int = 200,
+    chunk: int = 64,
 ) -> Tensor:
-    """True change of the validation loss when each of ``examples (K,)`` alone is left out of training; (K,).
+    """θ retrained without each of ``examples (K,)`` alone, from the optimum θ̂; ``(K, P)``.
 
-    Retrains from the optimum θ̂ to the optimum of J(θ) − f ℓ(x_i, θ)/n, all K at once, by Newton steps with the Hessian
-    of the full objective as a fixed metric: H⁻¹∇²J₋ᵢ is the identity but for one example, so they contract wherever
-    ∇²J₋ᵢ is positive definite.  The result does not depend on that metric, only on the gradient being zero.
-    ``fraction`` f takes away only a part of the example's weight 1/n; influence predicts −f I_i/n.
+    To the optimum of J(θ) − f ℓ(x_i, θ)/n, all K at once (``chunk`` of them in memory), by ``newton`` with the Hessian
+    of the full objective.  ``fraction`` f takes away only a part of the example's weight 1/n.
 
     Raises:
         ValueError: when ``curvature`` is damped, since retraining is not, when an example does not exist, or when
             ``fraction`` is not above 0 and at most 1.
-        FloatingPointError: when the validation loss is NaN or infinite.
         NegativeCurvatureError: when H is not positive definite at θ̂.
         RuntimeError: when θ̂ is no optimum, or when retraining does not reach ‖∇J₋ᵢ‖ ≤ ``tolerance``.
     """
     objective, n = curvature.objective, len(curvature.objective.losses)
     examples = examples.to(curvature.theta.device)
-    if curvature.damping:
-        raise ValueError(f"damping={curvature.damping}: give the undamped curvature, retraining knows no damping")
     if len(examples) == 0 or int(examples.min()) < 0 or int(examples.max()) >= n:
         raise ValueError(f"examples must be at least one index between 0 and {n - 1}, got {examples.tolist()}")
     if not 0 < fraction <= 1:
@@ -92,20 +101,46 @@ def leave_one_out(
             "train to an optimum first (metasp_lite.optimum.minimise)"
         )
 
-    _ = curvature.cholesky  # raises here even where no example pulls θ̂ away from a saddle
-
     def without(theta: Tensor, example: Tensor) -> Tensor:
         return objective(theta) - fraction * objective.losses(theta, example.unsqueeze(0)).squeeze(0) / n
 
-    retrained = curvature.theta.repeat(len(examples), 1)  # (K, P)
+    def gradients(thetas: Tensor) -> Tensor:
+        return vmap(grad(without), chunk_size=chunk)(thetas, examples)
+
+    return newton(curvature, gradients, examples, tolerance=tolerance, max_iterations=max_iterations)
+
+
+def newton(
+    curvature: Curvature,
+    gradients: Callable[[Tensor], Tensor],
+    examples: Tensor,
+    *,
+    tolerance: float = 1e-9,
+    max_iterations: int = 200,
+) -> Tensor:
+    """Minimise K objectives near to one whose optimum θ̂ is known, each without one of ``examples (K,)``; ``(K, P)``.
+
+    ``gradients`` maps their K points ``(K, P)`` to their gradients there.  Newton steps from θ̂ with the Hessian H of
+    the known objective as a fixed metric: H⁻¹∇²J_k is nearly the identity, so they contract wherever ∇²J_k is positive
+    definite.  The result does not depend on that metric, only on the gradients being zero.
+
+    Raises:
+        ValueError: when ``curvature`` is damped.
+        NegativeCurvatureError: when H is not positive definite at θ̂.
+        RuntimeError: when a gradient norm stays above ``tolerance``.
+        FloatingPointError: when one is NaN or infinite.
+    """
+    if curvature.damping:
+        raise ValueError(f"damping={curvature.damping}: give the undamped curvature, retraining knows no damping")
+    _ = curvature.cholesky  # raises here even where nothing pulls θ̂ away from a saddle
+    points = curvature.theta.repeat(len(examples), 1)
     for _ in range(max_iterations):
-        gradients = vmap(grad(without), chunk_size=64)(retrained, examples)
-        open_ = check_finite(gradients.norm(dim=1), "a gradient norm while retraining") > tolerance
+        there = gradients(points)
+        open_ = check_finite(there.norm(dim=1), "a gradient norm while retraining") > tolerance
         if not open_.any():
-            before = validation(curvature.theta)
-            return check_finite(vmap(validation, chunk_size=64)(retrained) - before, "a change of the validation loss")
-        retrained = retrained - Exact()(curvature, gradients.T).T
+            return points
+        points = points - Exact()(curvature, there.T).T
     raise RuntimeError(
         f"retraining without example {int(examples[open_][0])} stopped at gradient norm "
-        f"{gradients.norm(dim=1).max().item():.2g}; raise the l2 regularisation or max_iterations"
+        f"{there.norm(dim=1).max().item():.2g}; raise the l2 regularisation or max_iterations"
     )

@@ -125,7 +125,9 @@ class SmallConv2d(nn.Conv2d):
 @cache
 def _meeting(height: int, width: int, size: int, device: torch.device) -> Tensor:
     """Which entry of a flat ``size`` × ``size`` filter takes a pixel to a pixel; size² where none does.  (HW, HW)."""
-    steps = [torch.arange(n, device=device)[:, None] - torch.arange(n, device=device) + size // 2 for n in (height, width)]
+    steps = [
+        torch.arange(n, device=device)[:, None] - torch.arange(n, device=device) + size // 2 for n in (height, width)
+    ]
     rows, columns = steps[0][:, None, :, None], steps[1][None, :, None, :]
     meets = (rows >= 0) & (rows < size) & (columns >= 0) & (columns < size)
     return torch.where(meets, rows * size + columns, size**2).view(height * width, -1)
@@ -155,7 +157,7 @@ class Hidden:
 
 @dataclass(frozen=True)
 class Specification:
-    """A network of Table A: the shared embedding and the task-specific head, which ends in one layer for the classes."""
+    """A network of Table A: the shared embedding, and the hidden layers of a task's head, which its classes follow."""
 
     embedding: tuple[Conv | Pool, ...]
     head: tuple[Hidden, ...] = ()
@@ -210,7 +212,9 @@ def two_stage(
                 embedding += [nn.ZeroPad2d((k // 2 - 1, k // 2) * 2), nn.Conv2d(before, after, k), nn.Tanh()]
             before = after
         if min(left) == 0:
-            raise ValueError(f"nothing is left of images of {sides[0]}×{sides[1]} pixels after pooling; give larger ones")
+            raise ValueError(
+                f"nothing is left of images of {sides[0]}×{sides[1]} pixels after pooling; give larger ones"
+            )
         features, head = before * math.prod(left), list[nn.Module]()
         for row in specification.head:
             head += [nn.Linear(features, row.units // width), nn.Tanh()]

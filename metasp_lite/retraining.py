@@ -1,0 +1,137 @@
+"""The truth that two-stage influence predicts: both stages trained again without one pretraining example.
+
+Each function starts from the trained networks, leaves out each of ``examples (L,)`` alone and returns the change of
+each target against the same retraining with nothing left out, ``(K, L)``; influence predicts −f I/m, with f the
+``fraction`` of the example's weight that is taken away.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.func import grad, vmap
+
+from metasp_lite.functional import Curvature, check_finite
+from metasp_lite.influence import newton, retrained_without
+from metasp_lite.stages import Joint, Proximal, Rule, ShortRun, Target, embedding_size, head_objective
+
+CHUNK = 8  # retrainings in memory at once
+
+
+def fixed(
+    pretraining: Curvature, finetuning: Curvature, target: Target, examples: Tensor, *, fraction: float = 1.0
+) -> Tensor:
+    """Retrain both stages to their true optima, the embedding fixed in the second (what Theorem 1 predicts).
+
+    The curvatures are those of G at [W*; U*] and of F at [W*; Θ*].
+
+    Raises:
+        RuntimeError: when either start is no optimum of its stage; and what ``retrained_without`` raises.
+    """
+    w = embedding_size(finetuning.objective.losses.model)
+    embeddings = retrained_without(pretraining, examples, fraction=fraction, chunk=CHUNK)[:, :w]
+    head = Curvature(head_objective(finetuning.objective, finetuning.theta[:w]), finetuning.theta[w:])
+    _require_optimum(head)
+
+    def gradient_of_head(theta: Tensor, embedding: Tensor) -> Tensor:
+        return grad(head_objective(finetuning.objective, embedding))(theta)
+
+    heads = newton(head, lambda thetas: vmap(gradient_of_head, chunk_size=CHUNK)(thetas, embeddings), examples)
+    return _changes(target, torch.cat([embeddings, heads], dim=1), finetuning.theta)
+
+
+def proximal(
+    pretraining: Curvature, finetuning: Curvature, target: Target, examples: Tensor, *, fraction: float = 1.0
+) -> Tensor:
+    """Retrain both stages to their optima, the second by a ``Proximal``, which ``finetuning`` is the curvature of.
+
+    Raises:
+        RuntimeError: when either start is no optimum of its stage; and what ``retrained_without`` raises.
+    """
+    objective = finetuning.objective
+    _require_optimum(finetuning)
+    centers = retrained_without(pretraining, examples, fraction=fraction, chunk=CHUNK)[:, : len(objective.center)]
+
+    def gradient_at(theta: Tensor, center: Tensor) -> Tensor:
+        return grad(Proximal(objective.finetuning, center, objective.alpha))(theta)
+
+    thetas = newton(finetuning, lambda points: vmap(gradient_at, chunk_size=CHUNK)(points, centers), examples)
+    return _changes(target, thetas, finetuning.theta)
+
+
+def joint(curvature: Curvature, target: Target, examples: Tensor, *, fraction: float = 1.0) -> Tensor:
+    """Retrain the joint optimum; ``curvature`` is that of a ``Joint``, ``target`` a function of [W; Θ]."""
+    objective: Joint = curvature.objective
+    thetas = retrained_without(curvature, examples, fraction=fraction, chunk=CHUNK)
+    return _changes(objective.of_finetuned(target), thetas, curvature.theta)
+
+
+def finetuned_by(
+    run: ShortRun, pretraining: Curvature, head: Tensor, target: Target, examples: Tensor, *, fraction: float = 1.0
+) -> Tensor:
+    """Retrain the first stage to its optimum, then finetune it by ``run`` from [W; Θ_0], on the same batches."""
+    w = embedding_size(pretraining.objective.losses.model)
+    retrained = retrained_without(pretraining, examples, fraction=fraction, chunk=CHUNK)
+    embeddings = torch.cat([pretraining.theta[None], retrained])[:, :w]  # the first is the control
+    starts = torch.cat([embeddings, head.expand(len(embeddings), -1)], dim=1)
+    control, *thetas = vmap(run, chunk_size=CHUNK)(starts)
+    return _changes(target, torch.stack(thetas), control)
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How the paper retrains: some steps of Adam for each stage from the trained weights, not to an optimum."""
+
+    rule: Rule
+    steps: int = 100  # of each stage
+    batch: int = 512  # or all examples of the stage, where it has fewer
+    matched: bool = True  # whether all retrainings see the same batches
+    seed: int = 0  # of the batches
+
+
+def by_protocol(
+    protocol: Protocol, pretraining: Curvature, finetuning: Curvature, target: Target, examples: Tensor
+) -> Tensor:
+    """Retrain both stages for a few steps, the embedding fixed in the second (the paper's appendix B)."""
+    draw, w = torch.Generator().manual_seed(protocol.seed), embedding_size(finetuning.objective.losses.model)
+    removed = torch.cat([examples.new_tensor([-1]), examples])  # the first is the control
+    stages = [stage.objective for stage in (pretraining, finetuning)]
+    batches = [_batches(protocol, len(removed), len(stage.losses), draw).to(examples.device) for stage in stages]
+
+    def again(example: Tensor, first: Tensor, second: Tensor) -> Tensor:
+        def without(theta: Tensor, index: Tensor) -> Tensor:
+            kept = (index != example).to(theta.dtype)
+            mean = (kept * stages[0].losses(theta, index)).sum() / kept.sum()
+            return mean + 0.5 * stages[0].l2 * theta.dot(theta)
+
+        embedding = ShortRun(without, protocol.rule, first)(pretraining.theta)[:w]
+        head = ShortRun(head_objective(stages[1], embedding), protocol.rule, second)(finetuning.theta[w:])
+        return torch.cat([embedding, head])
+
+    control, *thetas = vmap(again, chunk_size=CHUNK)(removed, *batches)
+    return _changes(target, torch.stack(thetas), control)
+
+
+def _batches(protocol: Protocol, runs: int, size: int, draw: torch.Generator) -> Tensor:
+    """Draw the batches of each run, ``(runs, T, B)``; matched ones are the same for all."""
+    drawn = [
+        torch.stack([torch.randperm(size, generator=draw)[: protocol.batch] for _ in range(protocol.steps)])
+        for _ in range(1 if protocol.matched else runs)
+    ]
+    return torch.stack(drawn).expand(runs, -1, -1)
+
+
+def _changes(target: Target, thetas: Tensor, control: Tensor) -> Tensor:
+    """Return what each target has become at each of ``thetas (L, P)`` beyond its value at ``control``; ``(K, L)``."""
+    values = vmap(lambda theta: target(theta).reshape(-1), chunk_size=CHUNK)(thetas)
+    return check_finite(values - target(control).reshape(-1), "a change of a target").T
+
+
+def _require_optimum(curvature: Curvature, tolerance: float = 1e-9) -> None:
+    """Refuse a second stage that is not at its optimum: its own way there would count as the example's effect."""
+    norm = curvature.gradient.norm().item()
+    if norm > tolerance:
+        raise RuntimeError(
+            f"the gradient norm {norm:.2g} of finetuning is above {tolerance:.2g}: "
+            "train it to an optimum first (metasp_lite.optimum.minimise)"
+        )
