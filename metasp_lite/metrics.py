@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
 import pandas as pd
 import scipy.stats
 from torch import Tensor
@@ -75,6 +76,23 @@ def pearson(true: Tensor, approximate: Tensor) -> float:
 def spearman(true: Tensor, approximate: Tensor) -> float:
     """Spearman's rank correlation, −1 to 1, of two vectors ``(n,)``; raises as ``pearson``."""
     return _correlation(scipy.stats.spearmanr, true, approximate)
+
+
+def bootstrap_pearson(
+    true: Tensor, approximate: Tensor, *, resamples: int = 2000, confidence: float = 0.95, seed: int = 0
+) -> tuple[float, float]:
+    """Interval of Pearson's r over all pairs of two tables ``(K, L)``, by the percentile bootstrap.
+
+    Rows and columns are drawn anew, each as a whole: pairs that share one are not independent of each other.
+    """
+    _check_pair(true.flatten(), approximate.flatten())
+    draw = np.random.default_rng(seed)
+    tables, found = [table.cpu().numpy() for table in (true, approximate)], []
+    for _ in range(resamples):
+        rows, columns = (draw.integers(0, size, size) for size in tables[0].shape)
+        found.append(np.corrcoef(*(table[rows][:, columns].ravel() for table in tables))[0, 1])
+    low, high = np.quantile(found, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return float(low), float(high)
 
 
 def comparison_table(

@@ -101,23 +101,29 @@ def resnet18(
 
 
 class SmallConv2d(nn.Conv2d):
-    """A convolution of stride 1, odd size and same-size output that multiplies small images by one matrix.
+    """A convolution of stride 1 that keeps the image's size and multiplies small images by one matrix.
 
-    torch has no fast float64 convolution on the CPU; a matrix product took a quarter of its time for derivatives on
-    images of 14×14, though it multiplies by many zeros.  Where the matrix would be large, for a few images, and for
-    any other device or dtype, torch's own is taken.
+    An even filter reaches one pixel further down and right, as TensorFlow's "same" does.  torch has no fast float64
+    convolution on the CPU: with a matrix product, derivatives on images of 14×14 took a quarter of the time, though it
+    multiplies by many zeros.  Where the matrix would be large, for a few images, and for any other device or dtype,
+    torch's own convolution is taken.
     """
 
     LARGEST = 1 << 20  # entries of the matrix
 
+    def __init__(self, channels: int, filters: int, size: int) -> None:
+        """Make ``filters`` filters of ``size`` × ``size`` for images of ``channels`` channels, with a bias."""
+        super().__init__(channels, filters, size)
+
     def forward(self, images: Tensor) -> Tensor:
         """Convolve images ``(N, C, H, W)``."""
-        (count, channels, *side), pixels = images.shape, images.shape[2] * images.shape[3]
+        (count, channels, *side), size = images.shape, self.kernel_size[0]
+        pixels = math.prod(side)
         slow = images.dtype == torch.float64 and images.device.type == "cpu"
         if not slow or count < 8 or channels * self.out_channels * pixels**2 > self.LARGEST:
-            return super().forward(images)
+            return super().forward(F.pad(images, ((size - 1) // 2, size // 2) * 2))
         filters = F.pad(self.weight.flatten(2), (0, 1))  # a zero at the end, for pixels that do not meet
-        matrix = filters[:, :, _meeting(*side, self.kernel_size[0], images.device)]  # (O, C, pixels in, pixels out)
+        matrix = filters[:, :, _meeting(*side, size, images.device)]  # (O, C, pixels in, pixels out)
         matrix = matrix.permute(1, 2, 0, 3).reshape(channels * pixels, -1)
         return (images.flatten(1) @ matrix).view(count, -1, *side) + self.bias.view(-1, 1, 1)
 
@@ -125,10 +131,8 @@ class SmallConv2d(nn.Conv2d):
 @cache
 def _meeting(height: int, width: int, size: int, device: torch.device) -> Tensor:
     """Which entry of a flat ``size`` × ``size`` filter takes a pixel to a pixel; size² where none does.  (HW, HW)."""
-    steps = [
-        torch.arange(n, device=device)[:, None] - torch.arange(n, device=device) + size // 2 for n in (height, width)
-    ]
-    rows, columns = steps[0][:, None, :, None], steps[1][None, :, None, :]
+    ahead = [torch.arange(n, device=device)[:, None] - torch.arange(n, device=device) for n in (height, width)]
+    rows, columns = ahead[0][:, None, :, None] + (size - 1) // 2, ahead[1][None, :, None, :] + (size - 1) // 2
     meets = (rows >= 0) & (rows < size) & (columns >= 0) & (columns < size)
     return torch.where(meets, rows * size + columns, size**2).view(height * width, -1)
 
@@ -205,11 +209,8 @@ def two_stage(
                 embedding.append(pooling(row.size))
                 left = [side // row.size for side in left]
                 continue
-            k, after = row.size, row.filters // width
-            if k % 2:
-                embedding += [SmallConv2d(before, after, k, padding=k // 2), nn.Tanh()]
-            else:
-                embedding += [nn.ZeroPad2d((k // 2 - 1, k // 2) * 2), nn.Conv2d(before, after, k), nn.Tanh()]
+            after = row.filters // width
+            embedding += [SmallConv2d(before, after, row.size), nn.Tanh()]
             before = after
         if min(left) == 0:
             raise ValueError(

@@ -12,12 +12,14 @@ def minimise(
     theta: Tensor,
     *,
     tolerance: float = 1e-10,
+    adam_steps: int = 0,
     lbfgs_steps: int = 2000,
     newton_steps: int = 20,
     newton_products: int = 1000,
 ) -> Tensor:
     """Minimise J from θ ``(P,)`` until ‖∇J‖ ≤ ``tolerance``; returns the optimum ``(P,)``.
 
+    ``adam_steps`` of torch's Adam (step 0.01) come first, for a network whose start is far from everything.
     torch's L-BFGS (strong Wolfe line search, history 60) finds the basin, then Newton steps with conjugate gradients
     finish: near the optimum L-BFGS cannot see progress in J any more, which is quadratic in what is left, but Newton
     still sees it in ∇J.
@@ -27,7 +29,7 @@ def minimise(
         RuntimeError: when ‖∇J‖ stays above ``tolerance``; names what was reached.
         FloatingPointError: when J or its gradient is NaN or infinite.
     """
-    theta = _lbfgs(objective, theta, lbfgs_steps)
+    theta = _lbfgs(objective, adam(objective, theta, adam_steps), lbfgs_steps)
     for _ in range(newton_steps):
         curvature = Curvature(objective, theta)
         if curvature.gradient.norm() <= tolerance:
@@ -44,6 +46,17 @@ def minimise(
         f"training stopped at gradient norm {reached:.2g}, above {tolerance:.2g}; "
         "allow more lbfgs_steps, raise the l2 regularisation, or use float64"
     )
+
+
+def adam(objective: Objective, theta: Tensor, steps: int) -> Tensor:
+    """Take ``steps`` of torch's Adam (step 0.01) on all examples from θ ``(P,)``; what an unfinished training gives."""
+    leaf = theta.detach().clone().requires_grad_()
+    optimiser = torch.optim.Adam([leaf], lr=0.01)
+    for _ in range(steps):
+        optimiser.zero_grad()
+        check_finite(objective(leaf), "the training objective").backward()
+        optimiser.step()
+    return leaf.detach()
 
 
 def _lbfgs(objective: Objective, theta: Tensor, steps: int) -> Tensor:

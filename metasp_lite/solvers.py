@@ -14,7 +14,13 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from metasp_lite.functional import Curvature, NegativeCurvatureError, check_finite, per_example_gradients
+from metasp_lite.functional import (
+    Curvature,
+    ExampleLosses,
+    NegativeCurvatureError,
+    check_finite,
+    per_example_gradients,
+)
 
 
 class Solver(Protocol):
@@ -55,7 +61,7 @@ class Exact:
 
 def solve_each(solver: Solver, curvature: Curvature, vectors: Tensor) -> Tensor:
     """(H + δI)⁻¹v for each row v of ``vectors (K, P)``; (K, P).  All rows share one factor or one gradient graph."""
-    if isinstance(solver, Exact):
+    if isinstance(solver, Exact | GaussNewton):
         return solver(curvature, vectors.T).T
     return torch.stack([solver(curvature, vector) for vector in vectors])
 
@@ -91,6 +97,28 @@ class OuterProduct:
         gram.diagonal().add_(len(gradients))
         inner = torch.linalg.solve(gram, shifted @ check_finite(vector, "the right-hand side"))
         return vector / shift - shifted.T @ inner
+
+
+@dataclass(frozen=True)
+class GaussNewton:
+    """H replaced by the generalised Gauss–Newton matrix of a classifier with cross-entropy (Schraudolph, 2002).
+
+    (1/n) Σ_i Σ_c p_ic g_ic g_icᵀ + λ + δ, with g_ic the gradient that example i would have under label c and p_ic the
+    model's probability of it: the second derivatives of the loss, without those of the network.  It is never
+    indefinite.  Costs n·C per-example gradients and P³/3 multiplications.
+    """
+
+    def __call__(self, curvature: Curvature, vector: Tensor) -> Tensor:
+        """Return the solution, with the shape of v: ``(P,)``, or several columns ``(P, K)``."""
+        losses, theta = curvature.objective.losses, curvature.theta
+        matrix = torch.diag(curvature.objective.l2 + torch.full_like(theta, curvature.damping))
+        classes = torch.func.functional_call(losses.model, losses.unflatten(theta), (losses.inputs[:1],)).shape[1]
+        for label in range(classes):
+            under = ExampleLosses(losses.model, losses.inputs, torch.full_like(losses.labels, label), losses.loss)
+            rows = per_example_gradients(under, theta) * (-0.5 * under(theta)).exp()[:, None]  # √p g
+            matrix += rows.T @ rows / len(rows)
+        columns = check_finite(vector, "the right-hand side").view(len(vector), -1)
+        return torch.cholesky_solve(columns, torch.linalg.cholesky(matrix)).view_as(vector)
 
 
 @dataclass(frozen=True)
