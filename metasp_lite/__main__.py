@@ -1,4 +1,4 @@
-"""The command line: ``python -m metasp_lite data``, ``tour``, ``bench``, ``train`` and ``grid``."""
+"""The command line: ``python -m metasp_lite data``, ``tour``, ``bench``, ``train``, ``grid`` and ``stages``."""
 
 import argparse
 import dataclasses
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from metasp_lite import bench, data, grid, methods, presets, settings, tour
+from metasp_lite import bench, data, grid, methods, presets, settings, stage_studies, tour
 from metasp_lite.train import InUseError, train
 
 
@@ -21,6 +21,7 @@ def build_parser() -> argparse.ArgumentParser:
     bench.add_command(commands)
     add_train_command(commands)
     grid.add_command(commands)
+    stage_studies.add_command(commands)
     return parser
 
 

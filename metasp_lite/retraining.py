@@ -1,8 +1,8 @@
 """The truth that two-stage influence predicts: both stages trained again without one pretraining example.
 
-Each function starts from the trained networks, leaves out each of ``examples (L,)`` alone and returns the change of
-each target against the same retraining with nothing left out, ``(K, L)``; influence predicts −f I/m, with f the
-``fraction`` of the example's weight that is taken away.
+The first stage is trained again without each of ``examples (L,)`` alone (``leave_out``), then the second.  What is
+returned is the change of each target against the same retraining with nothing left out, ``(K, L)``; influence predicts
+−f I/m, with f the ``fraction`` of the example's weight that was taken away.
 """
 
 from dataclasses import dataclass
@@ -18,45 +18,64 @@ from metasp_lite.stages import Joint, Proximal, Rule, ShortRun, Target, embeddin
 CHUNK = 8  # retrainings in memory at once
 
 
-def fixed(
-    pretraining: Curvature, finetuning: Curvature, target: Target, examples: Tensor, *, fraction: float = 1.0
-) -> Tensor:
-    """Retrain both stages to their true optima, the embedding fixed in the second (what Theorem 1 predicts).
+@dataclass(frozen=True)
+class LeftOut:
+    """Embeddings pretrained again, each without one example."""
 
-    The curvatures are those of G at [W*; U*] and of F at [W*; Θ*].
+    examples: Tensor  # (L,)
+    embeddings: Tensor  # (L, w), the optimum without each
+    embedding: Tensor  # (w,), the optimum with all
+
+
+def leave_out(pretraining: Curvature, examples: Tensor, *, fraction: float = 1.0) -> LeftOut:
+    """Retrain the first stage to its optimum without each of ``examples (L,)``; ``pretraining`` is that of G.
 
     Raises:
-        RuntimeError: when either start is no optimum of its stage; and what ``retrained_without`` raises.
+        ValueError, RuntimeError, NegativeCurvatureError: as ``influence.retrained_without``.
     """
-    w = embedding_size(finetuning.objective.losses.model)
-    embeddings = retrained_without(pretraining, examples, fraction=fraction, chunk=CHUNK)[:, :w]
+    w = embedding_size(pretraining.objective.losses.model)
+    retrained = retrained_without(pretraining, examples, fraction=fraction, chunk=CHUNK)
+    return LeftOut(examples, retrained[:, :w], pretraining.theta[:w])
+
+
+def fixed(left_out: LeftOut, finetuning: Curvature, target: Target) -> Tensor:
+    """Retrain the head to its optimum on each of the fixed embeddings (what Theorem 1 predicts).
+
+    ``finetuning`` is the curvature of F at [W*; Θ*].
+
+    Raises:
+        RuntimeError: when Θ* is no optimum, or a head does not reach its own.
+    """
+    w = len(left_out.embedding)
     head = Curvature(head_objective(finetuning.objective, finetuning.theta[:w]), finetuning.theta[w:])
     _require_optimum(head)
 
     def gradient_of_head(theta: Tensor, embedding: Tensor) -> Tensor:
         return grad(head_objective(finetuning.objective, embedding))(theta)
 
-    heads = newton(head, lambda thetas: vmap(gradient_of_head, chunk_size=CHUNK)(thetas, embeddings), examples)
-    return _changes(target, torch.cat([embeddings, heads], dim=1), finetuning.theta)
+    def gradients(heads: Tensor) -> Tensor:
+        return vmap(gradient_of_head, chunk_size=CHUNK)(heads, left_out.embeddings)
+
+    heads = newton(head, gradients, left_out.examples)
+    return _changes(target, torch.cat([left_out.embeddings, heads], dim=1), finetuning.theta)
 
 
-def proximal(
-    pretraining: Curvature, finetuning: Curvature, target: Target, examples: Tensor, *, fraction: float = 1.0
-) -> Tensor:
-    """Retrain both stages to their optima, the second by a ``Proximal``, which ``finetuning`` is the curvature of.
+def proximal(left_out: LeftOut, finetuning: Curvature, target: Target) -> Tensor:
+    """Retrain the whole second stage to its optimum near each embedding; ``finetuning`` is that of a ``Proximal``.
 
     Raises:
-        RuntimeError: when either start is no optimum of its stage; and what ``retrained_without`` raises.
+        RuntimeError: when finetuning is not at its optimum, or does not reach another.
     """
     objective = finetuning.objective
     _require_optimum(finetuning)
-    centers = retrained_without(pretraining, examples, fraction=fraction, chunk=CHUNK)[:, : len(objective.center)]
 
     def gradient_at(theta: Tensor, center: Tensor) -> Tensor:
         return grad(Proximal(objective.finetuning, center, objective.alpha))(theta)
 
-    thetas = newton(finetuning, lambda points: vmap(gradient_at, chunk_size=CHUNK)(points, centers), examples)
-    return _changes(target, thetas, finetuning.theta)
+    def gradients(thetas: Tensor) -> Tensor:
+        return vmap(gradient_at, chunk_size=CHUNK)(thetas, left_out.embeddings)
+
+    return _changes(target, newton(finetuning, gradients, left_out.examples), finetuning.theta)
 
 
 def joint(curvature: Curvature, target: Target, examples: Tensor, *, fraction: float = 1.0) -> Tensor:
@@ -66,13 +85,9 @@ def joint(curvature: Curvature, target: Target, examples: Tensor, *, fraction: f
     return _changes(objective.of_finetuned(target), thetas, curvature.theta)
 
 
-def finetuned_by(
-    run: ShortRun, pretraining: Curvature, head: Tensor, target: Target, examples: Tensor, *, fraction: float = 1.0
-) -> Tensor:
-    """Retrain the first stage to its optimum, then finetune it by ``run`` from [W; Θ_0], on the same batches."""
-    w = embedding_size(pretraining.objective.losses.model)
-    retrained = retrained_without(pretraining, examples, fraction=fraction, chunk=CHUNK)
-    embeddings = torch.cat([pretraining.theta[None], retrained])[:, :w]  # the first is the control
+def finetuned_by(left_out: LeftOut, run: ShortRun, head: Tensor, target: Target) -> Tensor:
+    """Finetune each embedding by ``run`` from [W; Θ_0], all on the same batches; ``head`` is Θ_0."""
+    embeddings = torch.cat([left_out.embedding[None], left_out.embeddings])  # the first is the control
     starts = torch.cat([embeddings, head.expand(len(embeddings), -1)], dim=1)
     control, *thetas = vmap(run, chunk_size=CHUNK)(starts)
     return _changes(target, torch.stack(thetas), control)
