@@ -1,4 +1,4 @@
-"""Studies of two-stage influence that take minutes: ``python -m metasp_lite stages``, written to data/results/stages."""
+"""Studies of two-stage influence, minutes each: ``python -m metasp_lite stages``; stored in data/results/stages."""
 
 import argparse
 import dataclasses
