@@ -72,13 +72,14 @@ def test_stored_results_name_a_clean_commit():
 def test_the_study_says_of_each_run_what_training_it_alone_gives(recipe, tmp_path):
     few = {"per_class": 40, "epochs": 2, "late_epochs": 1}
     rows = recipe.study([7, 8], few)
-    assert [(row["method"], row["variant"], row["seed"]) for row in rows] == [
-        (method, variant, seed)
+    assert [(row["method"], row["variant"], row["lr"], row["seed"]) for row in rows] == [
+        (method, variant, rate, seed)
         for method, variant in (("er-late", None), ("metasp", "official"), ("metasp", "paper"))
+        for rate in (0.1, 0.03)
         for seed in (7, 8)
     ]
     for number, row in enumerate(rows):
-        overrides = {**few, **({"variant": row["variant"]} if row["variant"] else {})}
+        overrides = {**few, "lr": row["lr"], **({"variant": row["variant"]} if row["variant"] else {})}
         chosen = {"profile": row["profile"], "memory": row["memory"], "overrides": overrides}
         run = presets.build(row["stream"], row["method"], row["seed"], **chosen)
         alone = train(run, tmp_path / str(number))["class_incremental"]["a_inf"]
