@@ -358,9 +358,9 @@ def fashion():
     return streams.make(chosen, device=CPU)
 
 
-def final_accuracy(stream, kind, chosen):
+def final_accuracy(stream, kind, chosen, lr=0.1):
     """Class-incremental accuracy over all test images at the end."""
-    learner = Learner(stream, Recipe("mlp", 8, lr=0.1), seed=1231)
+    learner = Learner(stream, Recipe("mlp", 8, lr=lr), seed=1231)
     method = kind(learner, chosen)
     follow(learner, method)
     with torch.no_grad():
@@ -378,9 +378,9 @@ def test_fine_tuning_knows_its_last_task_at_most(fine_tuned):
 
 
 @pytest.mark.parametrize("kind", [MetaSP, MetaSPRehSel])
-@pytest.mark.parametrize("variant", ["paper", "official"])
-def test_metasp_beats_fine_tuning_and_chance(fashion, fine_tuned, kind, variant):
-    accuracy, method = final_accuracy(fashion, kind, MetaSPSettings(memory=100, late_epochs=2, variant=variant))
+@pytest.mark.parametrize(("variant", "lr"), [("paper", 0.03), ("official", 0.1)])  # at 0.1, paper may run away
+def test_metasp_beats_fine_tuning_and_chance(fashion, fine_tuned, kind, variant, lr):
+    accuracy, method = final_accuracy(fashion, kind, MetaSPSettings(memory=100, late_epochs=2, variant=variant), lr)
     assert accuracy > fine_tuned + 0.2  # 2,000 test images: a standard error of a percentage point
     assert len(method.buffer) == 100
     by_task = Counter(method.buffer.tasks.tolist())
