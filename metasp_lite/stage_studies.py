@@ -11,15 +11,19 @@ from torch import Tensor
 
 from metasp_lite import metrics, results, retraining, settings
 from metasp_lite.functional import Curvature, NegativeCurvatureError, Objective
-from metasp_lite.optimum import adam
+from metasp_lite.optimum import adam, minimise
 from metasp_lite.solvers import ConjugateGradient, Exact, GaussNewton, Identity, Solver
 from metasp_lite.stage_problems import SETUPS, TwoStages
 from metasp_lite.stages import (
     Adam,
+    Joint,
+    Proximal,
     directional_derivatives,
     fixed_embedding,
     fixed_sensitivity,
+    joint_influence,
     pretraining_influence,
+    proximal_sensitivity,
     target_gradients,
     unrolled_sensitivity,
 )
@@ -176,10 +180,49 @@ def amounts(name: str, seeds: Sequence[int] = range(5)) -> dict[str, object]:
     }
 
 
+def updated(name: str, alpha: float = 0.01, steps: int = 100) -> dict[str, object]:
+    """Scores for an embedding that finetuning updates: each against its own truth, and against real finetuning runs."""
+    start, problem = time.perf_counter(), TwoStages(SETUPS[name])
+    pretrained, test = problem.pretrained(), problem.test
+    fixed = problem.finetuned(pretrained.theta)
+    w, m, examples = problem.embedding, len(problem.pretraining_images), problem.left_out()
+    without, run = retraining.leave_out(pretrained, examples), problem.short_run(steps)
+    real = retraining.finetuned_by(without, run, problem.head_start, test)
+
+    proximal = Proximal(problem.finetuning, pretrained.theta[:w], alpha)
+    near = Curvature(proximal, minimise(proximal, fixed.theta, tolerance=1e-9))
+    joint = Joint(problem.pretraining, problem.finetuning, alpha)
+    both = torch.cat([pretrained.theta, fixed.theta[w:]])
+    at_joint = Curvature(joint, minimise(joint, both, tolerance=1e-9, adam_steps=200))
+    sensitivities = {
+        "fixed embedding (Theorem 1)": fixed_sensitivity(fixed, test, Exact()),
+        "eq. 15, proximal": proximal_sensitivity(near, test, Exact()),
+        "unrolled": unrolled_sensitivity(run, pretrained.theta[:w], problem.head_start, test),
+    }
+    scores = {each: pretraining_influence(pretrained, t, Exact()) for each, t in sensitivities.items()}
+    scores["eq. 15, joint"] = joint_influence(at_joint, test, Exact())
+    own = {
+        "fixed embedding (Theorem 1)": retraining.fixed(without, fixed, test),
+        "eq. 15, proximal": retraining.proximal(without, near, test),
+        "eq. 15, joint": retraining.joint(at_joint, test, examples),
+        "unrolled": real,
+    }
+    predicted = {each: -score[:, examples] / m for each, score in scores.items()}
+    return {
+        "setup": dataclasses.asdict(problem.setup),
+        "alpha": alpha,
+        "steps": steps,
+        "r_own": {each: metrics.pearson(own[each].flatten(), predicted[each].flatten()) for each in own},
+        "r_real": {each: metrics.pearson(real.flatten(), predicted[each].flatten()) for each in own},
+        "wall_seconds": round(time.perf_counter() - start, 1),
+    }
+
+
 STUDIES: dict[str, Callable[[str], dict[str, object]]] = {
     "leave-one-out": leave_one_out,
     "tasks": tasks,
     "amounts": amounts,
+    "updated": updated,
 }
 
 

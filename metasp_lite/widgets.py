@@ -11,6 +11,7 @@ import ipywidgets
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
+from torch import Tensor
 
 from metasp_lite import plots
 from metasp_lite.functional import Curvature, Objective, gradient
@@ -20,6 +21,7 @@ from metasp_lite.optimum import minimise
 from metasp_lite.pareto import min_norm_pair
 from metasp_lite.problems import Problem
 from metasp_lite.solvers import ConjugateGradient, Exact, Neumann
+from metasp_lite.stage_problems import TwoStages
 
 Draw = Callable[..., None]
 
@@ -134,6 +136,29 @@ def min_norm_explorer() -> tuple[ipywidgets.Widget, Draw]:
         "second": ipywidgets.FloatSlider(1.5, min=0, max=2, step=0.1, continuous_update=False, description="|g₂|"),
     }
     return _explorer(draw, sliders), draw
+
+
+def pretraining_explorer(problem: TwoStages, scores: Tensor) -> tuple[ipywidgets.Widget, Draw]:
+    """Choose a test image of the second stage; draws the pretraining images with the lowest and the highest influence.
+
+    ``scores (K, m)`` are influences of the m pretraining images on the K test images.
+    """
+    tests, images = problem.test_images, problem.pretraining_images
+
+    def draw(test: int) -> None:
+        order = scores[test].argsort().cpu()
+        chosen = torch.cat([order[:6], order[-6:].flip(0)])
+        pictures = torch.cat([tests.images[test : test + 1], images.images[chosen[:6]]])
+        pictures = torch.cat([pictures, tests.images[test : test + 1], images.images[chosen[6:]]])
+        titles = [f"{images.classes[images.labels[i]]}\n{scores[test, i].item():+.2g}" for i in chosen]
+        name = f"test image:\n{tests.classes[tests.labels[test]]}"
+        heading = "above: pretraining helped most by these; below: hurt most by these (influence)"
+        plots.image_grid(pictures, [name, *titles[:6], name, *titles[6:]], columns=7, heading=heading)
+        plt.show()
+
+    names = [f"{k}: {tests.classes[label]}" for k, label in enumerate(tests.labels.tolist())]
+    picker = ipywidgets.Dropdown(options=list(zip(names, range(len(names)), strict=True)), value=0)
+    return _explorer(draw, {"test": picker}), draw
 
 
 def _reweighted(problem: Problem, example: int, epsilon: float) -> Objective:
