@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import balanced_accuracy_score, confusion_matrix
 
-from metasp_lite.metrics import SignConfusion, pearson, sign_confusion, spearman
+from metasp_lite.metrics import SignConfusion, bootstrap_pearson, pearson, sign_confusion, spearman
 
 NUMBERS = st.floats(-1e6, 1e6, allow_nan=False) | st.sampled_from([0.0, -0.0, 5e-324])
 PAIRS = st.lists(st.tuples(NUMBERS, NUMBERS), min_size=1, max_size=40).map(
@@ -161,3 +161,23 @@ def test_what_is_not_finite_is_refused(metric, place, value):
     pair[place][1] = value
     with pytest.raises(ValueError, match="NaN or infinite"):
         metric(*pair)
+
+
+def test_the_bootstrap_interval_is_that_of_resampled_rows_and_columns():
+    true = randn(6, 9, seed=3)
+    noisy = true + 0.5 * randn(6, 9, seed=4)
+    low, high = bootstrap_pearson(true, noisy, resamples=300)
+    assert low < pearson(true.flatten(), noisy.flatten()) < high
+    assert bootstrap_pearson(true, noisy, resamples=300) == (low, high)
+    assert bootstrap_pearson(true, 3 * true, resamples=50) == pytest.approx((1, 1))
+    narrow, wide = (bootstrap_pearson(true, noisy, resamples=300, confidence=c) for c in (0.5, 0.95))
+    assert wide[0] < narrow[0] < narrow[1] < wide[1]
+
+
+def test_pairs_that_share_a_row_do_not_count_as_independent():
+    """Ten columns that repeat one: the interval is that of the rows alone, not that of ten times as many pairs."""
+    rows, noise = randn(20, 1, seed=5), randn(20, 1, seed=6)
+    once = bootstrap_pearson(rows.expand(-1, 2), (rows + noise).expand(-1, 2), resamples=500)
+    often = bootstrap_pearson(rows.expand(-1, 50), (rows + noise).expand(-1, 50), resamples=500)
+    # both are of 20 independent numbers; 500 draws leave the ends uncertain by a few hundredths
+    assert often == pytest.approx(once, abs=0.1)

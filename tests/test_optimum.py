@@ -11,7 +11,7 @@ from sklearn.linear_model import Ridge as ScikitRidge
 from torch import nn
 
 from metasp_lite.functional import ExampleLosses, NegativeCurvatureError, Objective, flatten_parameters, gradient
-from metasp_lite.optimum import minimise
+from metasp_lite.optimum import adam, minimise
 
 # J is λ-strongly convex in the convex problems: ‖θ − θ̂‖ ≤ ‖∇J‖/λ.
 REACHED = 1e-10
@@ -129,3 +129,18 @@ def test_inputs_that_are_not_finite_are_refused(steps, value):
 def test_a_start_that_is_not_finite_is_refused():
     with pytest.raises(FloatingPointError, match="objective is nan"):
         minimise(logistic(), torch.full((4,), math.nan, dtype=torch.float64))
+
+
+def test_adam_first_leads_to_the_same_optimum_and_is_torchs():
+    data, start = ridge(), torch.zeros(8, dtype=torch.float64)
+    torch.testing.assert_close(
+        minimise(data.objective, start, adam_steps=30), data.optimum(), rtol=0, atol=REACHED / data.l2
+    )
+    leaf = start.clone().requires_grad_()
+    optimiser = torch.optim.Adam([leaf], lr=0.01)
+    for _ in range(30):
+        optimiser.zero_grad()
+        data.objective(leaf).backward()
+        optimiser.step()
+    assert torch.equal(adam(data.objective, start, 30), leaf.detach())
+    assert torch.equal(adam(data.objective, start, 0), start)

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 import torch
 from analytic import Problem, Quadratic, Sine, logistic, randn, ridge, sine, with_spectrum
-from torch import Tensor
+from torch import Tensor, nn
 
-from metasp_lite.functional import Curvature, NegativeCurvatureError, Objective
-from metasp_lite.solvers import ConjugateGradient, Exact, Identity, LiSSA, Neumann, OuterProduct, Solver
+from metasp_lite.functional import Curvature, ExampleLosses, NegativeCurvatureError, Objective
+from metasp_lite.solvers import ConjugateGradient, Exact, GaussNewton, Identity, LiSSA, Neumann, OuterProduct, Solver
 
 ROUNDING = 1e-12
 
@@ -427,3 +427,24 @@ def test_a_right_hand_side_that_is_not_finite_is_refused_by_every_solver(solver,
     vector[3] = value
     with pytest.raises(FloatingPointError, match=f"the right-hand side is {value} at position 3"):
         solver(Curvature(problem.objective, problem.theta), vector)
+
+
+def test_gauss_newton_is_the_jacobian_of_the_logits_around_the_second_derivatives_of_the_loss():
+    """(1/n) Σ JᵀAJ + (λ + δ)I with A = diag(p) − ppᵀ, the Jacobian J by torch; one column and several."""
+    model = nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 3)).double()
+    x, y = randn(9, 4, seed=1), torch.tensor([0, 1, 2] * 3)
+    objective, theta = Objective(ExampleLosses(model, x, y), 0.2), randn(27, seed=2)
+    losses = objective.losses
+
+    def logits(theta):
+        return torch.func.functional_call(model, losses.unflatten(theta), (x,))
+
+    p, jacobian = logits(theta).softmax(dim=1), torch.func.jacrev(logits)(theta)  # (9, 3), (9, 3, 27)
+    inner = torch.diag_embed(p) - p[:, :, None] * p[:, None, :]
+    gauss_newton = torch.einsum("nap,nab,nbq->pq", jacobian, inner, jacobian) / 9
+    matrix = gauss_newton + (0.2 + 0.1) * torch.eye(27, dtype=torch.float64)
+    columns = randn(27, 2, seed=3)
+    found = GaussNewton()(Curvature(objective, theta, damping=0.1), columns)
+    torch.testing.assert_close(found, torch.linalg.solve(matrix, columns), rtol=0, atol=1e-10)  # condition below 100
+    one = GaussNewton()(Curvature(objective, theta, damping=0.1), columns[:, 0])
+    torch.testing.assert_close(one, found[:, 0], rtol=0, atol=1e-12)
