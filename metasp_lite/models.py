@@ -110,6 +110,16 @@ class SmallConv2d(nn.Conv2d):
 
     LARGEST = 1 << 20  # entries of the matrix
 
+    def __init__(self, channels: int, filters: int, size: int) -> None:
+        """Draw ``filters`` of ``size`` × ``size`` pixels.
+
+        Raises:
+            ValueError: for an even size, which has no middle.
+        """
+        if size % 2 == 0:
+            raise ValueError(f"size={size} must be odd: an even filter has no middle pixel")
+        super().__init__(channels, filters, size, padding=size // 2)
+
     def forward(self, images: Tensor) -> Tensor:
         """Convolve images ``(N, C, H, W)``."""
         (count, channels, *side), pixels = images.shape, images.shape[2] * images.shape[3]
@@ -123,6 +133,7 @@ class SmallConv2d(nn.Conv2d):
 
 
 @cache
+@torch.inference_mode(False)  # kept for later calls, which may want derivatives
 def _meeting(height: int, width: int, size: int, device: torch.device) -> Tensor:
     """Which entry of a flat ``size`` × ``size`` filter takes a pixel to a pixel; size² where none does.  (HW, HW)."""
     steps = [
@@ -207,7 +218,7 @@ def two_stage(
                 continue
             k, after = row.size, row.filters // width
             if k % 2:
-                embedding += [SmallConv2d(before, after, k, padding=k // 2), nn.Tanh()]
+                embedding += [SmallConv2d(before, after, k), nn.Tanh()]
             else:
                 embedding += [nn.ZeroPad2d((k // 2 - 1, k // 2) * 2), nn.Conv2d(before, after, k), nn.Tanh()]
             before = after
