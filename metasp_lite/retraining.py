@@ -13,7 +13,7 @@ from torch.func import grad, vmap
 
 from metasp_lite.functional import Curvature, check_finite
 from metasp_lite.influence import newton, retrained_without
-from metasp_lite.stages import Joint, Proximal, Rule, ShortRun, Target, embedding_size, head_objective
+from metasp_lite.stages import Joint, Proximal, Rule, ShortRun, Target, embedding_size, head_objective, same_embedding
 
 CHUNK = 8  # retrainings in memory at once
 
@@ -26,18 +26,20 @@ def fixed(
     The curvatures are those of G at [W*; U*] and of F at [W*; Θ*].
 
     Raises:
+        ValueError: when the two networks do not have one and the same embedding, or for a damped curvature.
         RuntimeError: when either start is no optimum of its stage; and what ``retrained_without`` raises.
     """
-    w = embedding_size(finetuning.objective.losses.model)
+    w = same_embedding(pretraining, finetuning)
     embeddings = retrained_without(pretraining, examples, fraction=fraction, chunk=CHUNK)[:, :w]
-    head = Curvature(head_objective(finetuning.objective, finetuning.theta[:w]), finetuning.theta[w:])
+    start = finetuning.theta
+    head = Curvature(head_objective(finetuning.objective, start[:w]), start[w:], finetuning.damping)
     _require_optimum(head)
 
     def gradient_of_head(theta: Tensor, embedding: Tensor) -> Tensor:
         return grad(head_objective(finetuning.objective, embedding))(theta)
 
     heads = newton(head, lambda thetas: vmap(gradient_of_head, chunk_size=CHUNK)(thetas, embeddings), examples)
-    return _changes(target, torch.cat([embeddings, heads], dim=1), finetuning.theta)
+    return _changes(target, torch.cat([embeddings, heads], dim=1), start)
 
 
 def proximal(
@@ -46,11 +48,16 @@ def proximal(
     """Retrain both stages to their optima, the second by a ``Proximal``, which ``finetuning`` is the curvature of.
 
     Raises:
+        ValueError: when it is not held near the pretrained embedding, or for a damped curvature.
         RuntimeError: when either start is no optimum of its stage; and what ``retrained_without`` raises.
     """
-    objective = finetuning.objective
+    objective, w = finetuning.objective, embedding_size(pretraining.objective.losses.model)
+    if not torch.equal(objective.center, pretraining.theta[:w]):
+        raise ValueError(
+            "the center of the proximal finetuning is not the pretrained embedding; give pretraining.theta[:w]"
+        )
     _require_optimum(finetuning)
-    centers = retrained_without(pretraining, examples, fraction=fraction, chunk=CHUNK)[:, : len(objective.center)]
+    centers = retrained_without(pretraining, examples, fraction=fraction, chunk=CHUNK)[:, :w]
 
     def gradient_at(theta: Tensor, center: Tensor) -> Tensor:
         return grad(Proximal(objective.finetuning, center, objective.alpha))(theta)
@@ -60,8 +67,15 @@ def proximal(
 
 
 def joint(curvature: Curvature, target: Target, examples: Tensor, *, fraction: float = 1.0) -> Tensor:
-    """Retrain the joint optimum; ``curvature`` is that of a ``Joint``, ``target`` a function of [W; Θ]."""
+    """Retrain the joint optimum; ``curvature`` is that of a ``Joint``, ``target`` a function of [W; Θ].
+
+    Raises:
+        ValueError: for an example that is not of pretraining; and what ``retrained_without`` raises.
+    """
     objective: Joint = curvature.objective
+    m = len(objective.pretraining.losses)
+    if bool((examples >= m).any()):  # the joint losses go on with finetuning's
+        raise ValueError(f"examples must lie below {m}, the number of pretraining examples, got {examples.tolist()}")
     thetas = retrained_without(curvature, examples, fraction=fraction, chunk=CHUNK)
     return _changes(objective.of_finetuned(target), thetas, curvature.theta)
 
@@ -92,8 +106,12 @@ class Protocol:
 def by_protocol(
     protocol: Protocol, pretraining: Curvature, finetuning: Curvature, target: Target, examples: Tensor
 ) -> Tensor:
-    """Retrain both stages for a few steps, the embedding fixed in the second (the paper's appendix B)."""
-    draw, w = torch.Generator().manual_seed(protocol.seed), embedding_size(finetuning.objective.losses.model)
+    """Retrain both stages for a few steps, the embedding fixed in the second (the paper's appendix B).
+
+    Raises:
+        ValueError: when the two networks do not have one and the same embedding.
+    """
+    draw, w = torch.Generator().manual_seed(protocol.seed), same_embedding(pretraining, finetuning)
     removed = torch.cat([examples.new_tensor([-1]), examples])  # the first is the control
     stages = [stage.objective for stage in (pretraining, finetuning)]
     batches = [_batches(protocol, len(removed), len(stage.losses), draw).to(examples.device) for stage in stages]
