@@ -307,7 +307,9 @@ def test_dense_equals_products_and_torchs_own_hessian(build, damping):
     dense = Curvature(objective, theta, damping).dense()
     shift = damping * torch.eye(len(theta), dtype=torch.float64)
     assert_equal_up_to_rounding(dense, torch.func.hessian(objective)(theta) + shift)
-    assert_equal_up_to_rounding(dense, functional._hessian_by_products(*functional._gradient_graph(objective, theta), 5) + shift)
+    assert_equal_up_to_rounding(
+        dense, functional._hessian_by_products(*functional._gradient_graph(objective, theta), 5) + shift
+    )
 
 
 @pytest.mark.parametrize("name", MODELS)
