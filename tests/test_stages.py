@@ -15,7 +15,7 @@ import two_stages as by_hand
 from analytic import randn
 from torch import nn
 from torch.nn import functional as F
-from two_stages import FIRST, SECOND, TARGET, THETA, TEST, K, M, N, RidgeStages, U, W, curvatures, finetuned, pretrained
+from two_stages import FIRST, SECOND, TARGET, TEST, THETA, K, M, N, RidgeStages, U, W, curvatures, finetuned, pretrained
 
 from metasp_lite.functional import (
     Curvature,
@@ -576,7 +576,7 @@ def test_a_short_run_is_that_of_torch_on_the_network_itself(rule):
     rule = RULES[rule][0]
     model, index = by_hand.network(nn.Sequential(nn.Linear(3, 3), nn.Tanh(), nn.Linear(3, 2))), batches(10)
     start = 0.5 * randn(W + THETA, seed=157)
-    nn.utils.vector_to_parameters(start, model.parameters())
+    nn.utils.vector_to_parameters(start.clone(), model.parameters())
     if isinstance(rule, Adam):
         optimizer = torch.optim.Adam(model.parameters(), rule.lr, rule.betas, rule.eps)
     else:
@@ -663,7 +663,7 @@ class NotSequential(nn.Module):
     ids=["unnamed", "nested", "not sequential", "one layer"],
 )
 def test_a_network_without_an_embedding_and_a_head_in_this_order_is_refused(model):
-    with pytest.raises(ValueError, match="build it as nn.Sequential of an 'embedding' and a 'head'"):
+    with pytest.raises(ValueError, match=r"build it as nn\\.Sequential of an 'embedding' and a 'head'"):
         embedding_size(model)
 
 
