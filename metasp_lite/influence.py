@@ -121,8 +121,8 @@ def newton(
     """Minimise K objectives near to one whose optimum θ̂ is known, each without one of ``examples (K,)``; ``(K, P)``.
 
     ``gradients`` maps their K points ``(K, P)`` to their gradients there.  Newton steps from θ̂ with the Hessian H of
-    the known objective as a fixed metric: H⁻¹∇²J_k is nearly the identity, so they contract wherever ∇²J_k is positive
-    definite.  The result does not depend on that metric, only on the gradients being zero.
+    the known objective as a fixed metric: H⁻¹∇²J_k is nearly the identity, and they contract where 0 ≺ ∇²J_k ≺ 2H.  The
+    result does not depend on that metric, only on the gradients being zero.
 
     Raises:
         ValueError: when ``curvature`` is damped.

@@ -73,9 +73,7 @@ def joint(curvature: Curvature, target: Target, examples: Tensor, *, fraction: f
         ValueError: for an example that is not of pretraining; and what ``retrained_without`` raises.
     """
     objective: Joint = curvature.objective
-    m = len(objective.pretraining.losses)
-    if bool((examples >= m).any()):  # the joint losses go on with finetuning's
-        raise ValueError(f"examples must lie below {m}, the number of pretraining examples, got {examples.tolist()}")
+    _require_examples(examples, len(objective.pretraining.losses))  # the joint losses go on with finetuning's
     thetas = retrained_without(curvature, examples, fraction=fraction, chunk=CHUNK)
     return _changes(objective.of_finetuned(target), thetas, curvature.theta)
 
@@ -102,6 +100,11 @@ class Protocol:
     matched: bool = True  # whether all retrainings see the same batches
     seed: int = 0  # of the batches
 
+    def __post_init__(self) -> None:
+        """Refuse runs of no step, and batches that the removed example may be alone in."""
+        if self.steps < 1 or self.batch < 2:
+            raise ValueError(f"steps={self.steps}, batch={self.batch}: take at least one step, on two examples or more")
+
 
 def by_protocol(
     protocol: Protocol, pretraining: Curvature, finetuning: Curvature, target: Target, examples: Tensor
@@ -109,8 +112,9 @@ def by_protocol(
     """Retrain both stages for a few steps, the embedding fixed in the second (the paper's appendix B).
 
     Raises:
-        ValueError: when the two networks do not have one and the same embedding.
+        ValueError: when the two networks do not have one and the same embedding, or for an example that is not there.
     """
+    _require_examples(examples, len(pretraining.objective.losses))
     draw, w = torch.Generator().manual_seed(protocol.seed), same_embedding(pretraining, finetuning)
     removed = torch.cat([examples.new_tensor([-1]), examples])  # the first is the control
     stages = [stage.objective for stage in (pretraining, finetuning)]
@@ -143,6 +147,12 @@ def _changes(target: Target, thetas: Tensor, control: Tensor) -> Tensor:
     """Return what each target has become at each of ``thetas (L, P)`` beyond its value at ``control``; ``(K, L)``."""
     values = vmap(lambda theta: target(theta).reshape(-1), chunk_size=CHUNK)(thetas)
     return check_finite(values - target(control).reshape(-1), "a change of a target").T
+
+
+def _require_examples(examples: Tensor, m: int) -> None:
+    """Refuse examples that pretraining does not have: nothing would be left out, or something else."""
+    if len(examples) == 0 or int(examples.min()) < 0 or int(examples.max()) >= m:
+        raise ValueError(f"examples must be at least one index between 0 and {m - 1}, got {examples.tolist()}")
 
 
 def _require_optimum(curvature: Curvature, tolerance: float = 1e-9) -> None:
