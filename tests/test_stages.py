@@ -1,10 +1,10 @@
 """Two-stage influence against closed forms, dense algebra by hand, and optima solved again with other weights.
 
-Rounding: sums of at most a hundred float64 terms around 1 and two solves with condition numbers below 1000 (penalties
-of 0.02 to 0.2 against curvatures of a few): differences near 1e-13, far below 1e-10 and that far below a wrong term.
+Rounding: sums of at most a hundred float64 terms around 1 and two solves with condition numbers of about 100 (1000 for
+the joint optimum of α = 0.01): differences near 1e-13, far below 1e-10 and that far below a wrong term.
 
-Finite differences: 1e-4 of weight is a share h = 1e-4·M = 2.4e-3 of an example's; a central difference is off by a
-share of about h², and 1e-14/1e-4 of noise is less.  1e-4 of the largest score leaves a factor of ten for the constant.
+Finite differences: 1e-4 of weight is a share h = 1e-4·M = 6e-3 of an example's; a central difference is off by a share
+of about h², and 1e-14/1e-4 of noise is less.  1e-4 of the largest score leaves a factor of ten for the constant.
 """
 
 import math
@@ -47,7 +47,7 @@ from metasp_lite.stages import (
 
 ROUNDING = 1e-10
 DIFFERENCE = 1e-4
-CHOSEN = [0, 5, 11, 17, 23]
+CHOSEN = [0, 11, 37, 59]
 DAMPINGS = pytest.mark.parametrize("damping", [(0.0, 0.0), (0.3, 0.0), (0.0, 0.2), (0.3, 0.2)], ids=str)
 
 
@@ -220,24 +220,24 @@ SOLVERS = {
     "outer-product": (OuterProduct(), damped_fisher_inverse, ROUNDING),
     # λmax by Lanczos has four digits where P ≥ 20; a step off by 1e-4 changes seven terms by a share of 7e-4 at most
     "neumann-7": (Neumann(7), seven_terms(1.0), 2e-3),
-    # (1 − λmin/λmax)^1000 with λmin ≥ 0.2 and λmax ≤ 3 is below 1e-29
-    "neumann-1000": (Neumann(1000), inverse, ROUNDING),
+    # (1 − λmin/λmax)^150 with λmin ≥ 0.4 and λmax ≤ 2 is below 1e-14
+    "neumann-150": (Neumann(150), inverse, ROUNDING),
     "cg": (ConjugateGradient(200, tolerance=1e-13), inverse, ROUNDING),
-    # batches as large as the smaller stage: all of F, and 20 of 24 of G, whose spread over 5 repeats stays below 2 %
-    "lissa-all": (LiSSA(600, batch=N, repeats=5), inverse, 0.05),
+    # (1 − λmin/2λmax)^40 is below 2 %; batches of all of F and of 40 of the 60 of G scatter by less than that
+    "lissa": (LiSSA(40, batch=N, repeats=2), inverse, 0.05),
 }
 
 
 @pytest.mark.parametrize("name", SOLVERS)
 def test_every_solver_gives_theorem_1_with_its_own_matrix_for_each_inverse(name):
     solver, matrix, share = SOLVERS[name]
-    hessian_g, hessian_f = damped_hessians((0.3, 0.2))
+    hessian_g, hessian_f = damped_hessians((0.5, 0.4))
     gradients_f = torch.func.jacrev(by_hand.f_losses)(finetuned())[:, W:]
     gradients_g = torch.func.jacrev(by_hand.g_losses)(pretrained())
     expected = theorem_1(
-        matrix(hessian_g, gradients_g, by_hand.L2_G, 0.3), matrix(hessian_f, gradients_f, by_hand.L2_F, 0.2)
+        matrix(hessian_g, gradients_g, by_hand.L2_G, 0.5), matrix(hessian_f, gradients_f, by_hand.L2_F, 0.4)
     )
-    assert_close(fixed_embedding(*curvatures(0.3, 0.2), TARGET, solver), expected, share)
+    assert_close(fixed_embedding(*curvatures(0.5, 0.4), TARGET, solver), expected, share)
 
 
 # -------------------------------------------------------------------------------------------- targets and batches
@@ -250,7 +250,7 @@ def test_the_score_of_a_mean_is_the_mean_of_the_scores():
 
 
 @pytest.mark.parametrize("targets", [1, 2, 3, 4])
-@pytest.mark.parametrize("batch", [1, 7, 23, 24, 1000])
+@pytest.mark.parametrize("batch", [1, 7, 59, 60, 1000])
 def test_neither_the_batch_nor_the_number_of_targets_changes_a_score(targets, batch):
     """Two targets or fewer go forwards through the network, more share the examples' gradients."""
     every = fixed_embedding(*curvatures(), TARGET, Exact())
@@ -343,7 +343,7 @@ def test_a_weak_proximal_term_gives_zero_in_proportion_to_alpha():
         proximal, theta = proximal_optimum(alpha)
         sizes.append(float(proximal_sensitivity(Curvature(proximal, theta), TARGET, Exact()).norm()))
     assert sizes[1] < 1e-3
-    # λ = 0.02 holds all parameters beside: α/λ, 5e-3 and less, is the share of the next term.
+    # λ holds all parameters beside, and the smallest eigenvalue is 0.01: α over it, 1e-2 and less, is the next term's.
     assert sizes[1] == pytest.approx(sizes[0] / 100, rel=0.02)
     proximal = Proximal(by_hand.F, pretrained()[:W], 0.0)
     assert torch.equal(
@@ -357,7 +357,7 @@ def test_a_proximal_objective_is_finetuning_and_a_distance_on_any_batch():
     distance = 0.35 * ((theta[:W] - center) ** 2).sum()
     # One number, the sum of a hundred terms: a few roundings.
     torch.testing.assert_close(proximal(theta), by_hand.f_mean(theta) + distance, rtol=1e-13, atol=0)
-    expected = by_hand.f_losses(theta)[index].mean() + 0.01 * (theta**2).sum() + distance
+    expected = by_hand.f_losses(theta)[index].mean() + by_hand.L2_F / 2 * (theta**2).sum() + distance
     torch.testing.assert_close(proximal(theta, index), expected, rtol=1e-13, atol=0)
 
 
@@ -373,7 +373,8 @@ def hand_joint(theta, alpha, weights=None):
 
 def joint_optimum(alpha):
     joint = Joint(by_hand.G, by_hand.F, alpha)
-    start = torch.cat([pretrained(), finetuned()[W:]])
+    # From the two stages' own optimum L-BFGS runs into a saddle, where two tanh units are one.
+    start = torch.cat([pretrained(), finetuned()[W:]]) + 0.3 * randn(W + U + THETA, seed=171)
     return joint, by_hand.settled(lambda theta: hand_joint(theta, alpha), minimise(joint, start))
 
 
@@ -663,7 +664,7 @@ class NotSequential(nn.Module):
     ids=["unnamed", "nested", "not sequential", "one layer"],
 )
 def test_a_network_without_an_embedding_and_a_head_in_this_order_is_refused(model):
-    with pytest.raises(ValueError, match=r"build it as nn\\.Sequential of an 'embedding' and a 'head'"):
+    with pytest.raises(ValueError, match=r"build it as nn\.Sequential of an 'embedding' and a 'head'"):
         embedding_size(model)
 
 

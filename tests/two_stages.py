@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from metasp_lite.functional import Curvature, ExampleLosses, Objective
 from metasp_lite.optimum import minimise
 
-M, N, K = 24, 20, 5  # pretraining, finetuning and test examples
-L2_G, L2_F = 0.1, 0.02
+M, N, K = 60, 40, 5  # pretraining, finetuning and test examples
+L2_G, L2_F = 0.05, 0.05
 W, U, THETA = 5 * 3 + 3, 3 * 3 + 3, (3 * 3 + 3) + (3 * 2 + 2)  # parameters of each part
 
 
