@@ -14,7 +14,7 @@ import two_stages as by_hand
 from analytic import randn
 from torch import nn
 from torch.nn import functional as F
-from two_stages import FIRST, SECOND, TARGET, TEST, THETA, K, M, N, RidgeStages, U, W, curvatures, finetuned, pretrained
+from two_stages import FIRST, SECOND, TARGET, TEST, THETA, M, N, RidgeStages, U, W, curvatures, finetuned, pretrained
 
 from metasp_lite import retraining
 from metasp_lite.functional import Curvature, ExampleLosses, NegativeCurvatureError, Objective
@@ -94,7 +94,7 @@ def test_fixed_is_training_both_stages_on_the_other_examples_from_another_start(
 
 
 @cache
-def proximal_problem(alpha=0.5):
+def proximal_problem(alpha=2.0):
     proximal = Proximal(by_hand.F, pretrained()[:W], alpha)
     return Curvature(proximal, minimise(proximal, finetuned(), tolerance=1e-12))
 
@@ -119,7 +119,7 @@ def proximal_after(weights):
     w, start = by_hand.weighted_optimum(weights)[:W], proximal_problem().theta
 
     def held(theta):
-        return by_hand.f_mean(theta) + 0.25 * ((theta[:W] - w) ** 2).sum()
+        return by_hand.f_mean(theta) + ((theta[:W] - w) ** 2).sum()  # α/2 = 1
 
     return by_hand.targets(by_hand.settled(held, start))
 
