@@ -7,6 +7,7 @@ lowers the validation loss.  (The MetaSP paper's prose calls such an example "po
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.func import grad, vmap
 
@@ -121,8 +122,8 @@ def newton(
     """Minimise K objectives near to one whose optimum θ̂ is known, each without one of ``examples (K,)``; ``(K, P)``.
 
     ``gradients`` maps their K points ``(K, P)`` to their gradients there.  Newton steps from θ̂ with the Hessian H of
-    the known objective as a fixed metric: H⁻¹∇²J_k is nearly the identity, so they contract wherever ∇²J_k is positive
-    definite.  The result does not depend on that metric, only on the gradients being zero.
+    the known objective as a fixed metric, as H⁻¹∇²J_k is nearly the identity; a step that would lengthen the gradient
+    is halved until it does not.  The result does not depend on that metric, only on the gradients being zero.
 
     Raises:
         ValueError: when ``curvature`` is damped.
@@ -133,14 +134,19 @@ def newton(
     if curvature.damping:
         raise ValueError(f"damping={curvature.damping}: give the undamped curvature, retraining knows no damping")
     _ = curvature.cholesky  # raises here even where nothing pulls θ̂ away from a saddle
-    points = curvature.theta.repeat(len(examples), 1)
+    points, share = curvature.theta.repeat(len(examples), 1), curvature.theta.new_ones(len(examples), 1)
+    slopes = gradients(points)
     for _ in range(max_iterations):
-        there = gradients(points)
-        open_ = check_finite(there.norm(dim=1), "a gradient norm while retraining") > tolerance
+        norms = check_finite(slopes.norm(dim=1, keepdim=True), "a gradient norm while retraining")
+        open_ = norms[:, 0] > tolerance
         if not open_.any():
             return points
-        points = points - Exact()(curvature, there.T).T
+        ahead = points - share * Exact()(curvature, slopes.T).T
+        there = gradients(ahead)
+        better = there.norm(dim=1, keepdim=True) < norms  # not where it is NaN
+        points, slopes = torch.where(better, ahead, points), torch.where(better, there, slopes)
+        share = torch.where(better, (2 * share).clamp(max=1), share / 2)
     raise RuntimeError(
         f"retraining without example {int(examples[open_][0])} stopped at gradient norm "
-        f"{there.norm(dim=1).max().item():.2g}; raise the l2 regularisation or max_iterations"
+        f"{norms.max().item():.2g}; raise the l2 regularisation or max_iterations"
     )

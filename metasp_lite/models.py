@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -123,18 +124,22 @@ class SmallConv2d(nn.Conv2d):
         if not slow or count < 8 or channels * self.out_channels * pixels**2 > self.LARGEST:
             return super().forward(F.pad(images, ((size - 1) // 2, size // 2) * 2))
         filters = F.pad(self.weight.flatten(2), (0, 1))  # a zero at the end, for pixels that do not meet
-        matrix = filters[:, :, _meeting(*side, size, images.device)]  # (O, C, pixels in, pixels out)
+        meeting = torch.from_numpy(_meeting(*side, size))
+        matrix = filters[:, :, meeting]  # (O, C, pixels in, pixels out)
         matrix = matrix.permute(1, 2, 0, 3).reshape(channels * pixels, -1)
         return (images.flatten(1) @ matrix).view(count, -1, *side) + self.bias.view(-1, 1, 1)
 
 
 @cache
-def _meeting(height: int, width: int, size: int, device: torch.device) -> Tensor:
-    """Which entry of a flat ``size`` × ``size`` filter takes a pixel to a pixel; size² where none does.  (HW, HW)."""
-    ahead = [torch.arange(n, device=device)[:, None] - torch.arange(n, device=device) for n in (height, width)]
-    rows, columns = ahead[0][:, None, :, None] + (size - 1) // 2, ahead[1][None, :, None, :] + (size - 1) // 2
+def _meeting(height: int, width: int, size: int) -> np.ndarray:
+    """Which entry of a flat ``size`` × ``size`` filter takes a pixel to a pixel; size² where none does.  (HW, HW).
+
+    No tensor: one that is made inside a derivative of torch.func, or in inference mode, cannot be kept for later.
+    """
+    steps = [np.arange(n)[:, None] - np.arange(n) + (size - 1) // 2 for n in (height, width)]
+    rows, columns = steps[0][:, None, :, None], steps[1][None, :, None, :]
     meets = (rows >= 0) & (rows < size) & (columns >= 0) & (columns < size)
-    return torch.where(meets, rows * size + columns, size**2).view(height * width, -1)
+    return np.where(meets, rows * size + columns, size**2).reshape(height * width, -1)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from torch.func import grad, vmap
 
 from metasp_lite.functional import Curvature, check_finite
 from metasp_lite.influence import newton, retrained_without
-from metasp_lite.stages import Joint, Proximal, Rule, ShortRun, Target, embedding_size, head_objective
+from metasp_lite.stages import Joint, Proximal, Rule, ShortRun, Target, embedding_size, head_objective, same_embedding
 
 CHUNK = 8  # retrainings in memory at once
 
@@ -44,10 +44,12 @@ def fixed(left_out: LeftOut, finetuning: Curvature, target: Target) -> Tensor:
     ``finetuning`` is the curvature of F at [W*; Θ*].
 
     Raises:
+        ValueError: when it has another embedding than the one that was retrained, or is damped.
         RuntimeError: when Θ* is no optimum, or a head does not reach its own.
     """
-    w = len(left_out.embedding)
-    head = Curvature(head_objective(finetuning.objective, finetuning.theta[:w]), finetuning.theta[w:])
+    start, w = finetuning.theta, len(left_out.embedding)
+    _require_embedding(left_out, start[:w])
+    head = Curvature(head_objective(finetuning.objective, start[:w]), start[w:], finetuning.damping)
     _require_optimum(head)
 
     def gradient_of_head(theta: Tensor, embedding: Tensor) -> Tensor:
@@ -57,16 +59,18 @@ def fixed(left_out: LeftOut, finetuning: Curvature, target: Target) -> Tensor:
         return vmap(gradient_of_head, chunk_size=CHUNK)(heads, left_out.embeddings)
 
     heads = newton(head, gradients, left_out.examples)
-    return _changes(target, torch.cat([left_out.embeddings, heads], dim=1), finetuning.theta)
+    return _changes(target, torch.cat([left_out.embeddings, heads], dim=1), start)
 
 
 def proximal(left_out: LeftOut, finetuning: Curvature, target: Target) -> Tensor:
     """Retrain the whole second stage to its optimum near each embedding; ``finetuning`` is that of a ``Proximal``.
 
     Raises:
+        ValueError: when it is held near another embedding than the one that was retrained, or is damped.
         RuntimeError: when finetuning is not at its optimum, or does not reach another.
     """
     objective = finetuning.objective
+    _require_embedding(left_out, objective.center)
     _require_optimum(finetuning)
 
     def gradient_at(theta: Tensor, center: Tensor) -> Tensor:
@@ -79,8 +83,13 @@ def proximal(left_out: LeftOut, finetuning: Curvature, target: Target) -> Tensor
 
 
 def joint(curvature: Curvature, target: Target, examples: Tensor, *, fraction: float = 1.0) -> Tensor:
-    """Retrain the joint optimum; ``curvature`` is that of a ``Joint``, ``target`` a function of [W; Θ]."""
+    """Retrain the joint optimum; ``curvature`` is that of a ``Joint``, ``target`` a function of [W; Θ].
+
+    Raises:
+        ValueError: for an example that is not of pretraining; and what ``retrained_without`` raises.
+    """
     objective: Joint = curvature.objective
+    _require_examples(examples, len(objective.pretraining.losses))  # the joint losses go on with finetuning's
     thetas = retrained_without(curvature, examples, fraction=fraction, chunk=CHUNK)
     return _changes(objective.of_finetuned(target), thetas, curvature.theta)
 
@@ -103,12 +112,22 @@ class Protocol:
     matched: bool = True  # whether all retrainings see the same batches
     seed: int = 0  # of the batches
 
+    def __post_init__(self) -> None:
+        """Refuse runs of no step, and batches that the removed example may be alone in."""
+        if self.steps < 1 or self.batch < 2:
+            raise ValueError(f"steps={self.steps}, batch={self.batch}: take at least one step, on two examples or more")
+
 
 def by_protocol(
     protocol: Protocol, pretraining: Curvature, finetuning: Curvature, target: Target, examples: Tensor
 ) -> Tensor:
-    """Retrain both stages for a few steps, the embedding fixed in the second (the paper's appendix B)."""
-    draw, w = torch.Generator().manual_seed(protocol.seed), embedding_size(finetuning.objective.losses.model)
+    """Retrain both stages for a few steps, the embedding fixed in the second (the paper's appendix B).
+
+    Raises:
+        ValueError: when the two networks do not have one and the same embedding, or for an example that is not there.
+    """
+    _require_examples(examples, len(pretraining.objective.losses))
+    draw, w = torch.Generator().manual_seed(protocol.seed), same_embedding(pretraining, finetuning)
     removed = torch.cat([examples.new_tensor([-1]), examples])  # the first is the control
     stages = [stage.objective for stage in (pretraining, finetuning)]
     batches = [_batches(protocol, len(removed), len(stage.losses), draw).to(examples.device) for stage in stages]
@@ -140,6 +159,20 @@ def _changes(target: Target, thetas: Tensor, control: Tensor) -> Tensor:
     """Return what each target has become at each of ``thetas (L, P)`` beyond its value at ``control``; ``(K, L)``."""
     values = vmap(lambda theta: target(theta).reshape(-1), chunk_size=CHUNK)(thetas)
     return check_finite(values - target(control).reshape(-1), "a change of a target").T
+
+
+def _require_examples(examples: Tensor, m: int) -> None:
+    """Refuse examples that pretraining does not have: nothing would be left out, or something else."""
+    if len(examples) == 0 or int(examples.min()) < 0 or int(examples.max()) >= m:
+        raise ValueError(f"examples must be at least one index between 0 and {m - 1}, got {examples.tolist()}")
+
+
+def _require_embedding(left_out: LeftOut, embedding: Tensor) -> None:
+    """Refuse a second stage that did not start from the first."""
+    if not torch.equal(left_out.embedding, embedding):
+        raise ValueError(
+            "the second stage does not have the embedding of the first; finetune the one that was pretrained"
+        )
 
 
 def _require_optimum(curvature: Curvature, tolerance: float = 1e-9) -> None:

@@ -53,6 +53,22 @@ def embedding_size(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.embedding.parameters())
 
 
+def same_embedding(pretraining: Curvature, finetuning: Curvature) -> int:
+    """Return w, the size of the embedding that both networks share.
+
+    Raises:
+        ValueError: when they do not have one and the same embedding.
+    """
+    w = embedding_size(finetuning.objective.losses.model)
+    if embedding_size(pretraining.objective.losses.model) != w or not torch.equal(
+        pretraining.theta[:w], finetuning.theta[:w]
+    ):
+        raise ValueError(
+            "the embedding of the finetuned network is not the pretrained one; take an updated-embedding score"
+        )
+    return w
+
+
 def target_gradients(target: Target, theta: Tensor) -> Tensor:
     """∇ℓ(θ) of each target, ``(K, P)``; K = 1 for a scalar loss."""
     found = per_example_gradients(target, theta) if isinstance(target, Sized) else gradient(target, theta)[None]
@@ -277,13 +293,7 @@ def fixed_embedding(
         NegativeCurvatureError: when a Hessian with its damping is not positive definite; names the stage.
         ValueError: when the two networks do not have one and the same embedding.
     """
-    w = embedding_size(finetuning.objective.losses.model)
-    if embedding_size(pretraining.objective.losses.model) != w or not torch.equal(
-        pretraining.theta[:w], finetuning.theta[:w]
-    ):
-        raise ValueError(
-            "the embedding of the finetuned network is not the pretrained one; take an updated-embedding score"
-        )
+    same_embedding(pretraining, finetuning)
     sensitivity = fixed_sensitivity(finetuning, target, solver)
     return pretraining_influence(pretraining, sensitivity, solver, batch=batch)
 
@@ -322,8 +332,9 @@ class Joint:
     def l2(self) -> Tensor:
         """Return the second derivatives of both penalties ``(P,)``."""
         first, second = self.alpha * self.pretraining.l2, (1 - self.alpha) * self.finetuning.l2
+        like = next(self.finetuning.losses.model.parameters())
         return torch.cat(
-            [torch.full((n,), x) for n, x in zip(self.sizes, (first + second, first, second), strict=True)]
+            [like.new_full((n,), x) for n, x in zip(self.sizes, (first + second, first, second), strict=True)]
         )
 
     @property

@@ -453,3 +453,59 @@ def test_a_second_derivative_that_is_not_finite_is_refused_though_the_gradient_i
         curvature.on_batch(torch.ones_like(theta), torch.tensor([0, 2]))
     with pytest.raises(FloatingPointError, match="a row sum of the Hessian is"):
         curvature.dense()
+
+
+# ------------------------------------------------------------------------------------------ dense by products; errors
+
+
+@pytest.mark.parametrize(("examples", "chunk"), [(12, 64), (65, 63), (1000, 4), (5000, 1)])
+def test_dense_takes_fewer_columns_at_once_the_more_examples_there_are(monkeypatch, examples, chunk):
+    """64, and a product of columns and examples of no more than 4096."""
+    model = seeded(nn.Sequential(nn.Linear(2, 2), nn.Tanh()), nn.Linear(2, 2))
+    objective = Objective(ExampleLosses(model, randn(examples, 2, seed=50), torch.arange(examples) % 2), 0.05)
+    taken, original = [], functional._hessian_by_products
+    monkeypatch.setattr(functional, "_hessian_by_products", lambda *args: taken.append(args[2]) or original(*args))
+    theta = somewhere(objective)
+    assert_equal_up_to_rounding(Curvature(objective, theta).dense(), torch.func.hessian(objective)(theta))
+    assert taken == [chunk]
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 4, 5, 32, 33, 34, 64])  # P = 33: with and without a rest
+def test_the_columns_at_once_do_not_change_the_dense_hessian(chunk):
+    objective = mlp(n=12)[1]
+    theta = somewhere(objective)
+    dense = functional._hessian_by_products(*functional._gradient_graph(objective, theta), chunk)
+    assert_equal_up_to_rounding(dense, torch.func.hessian(objective)(theta))
+    assert not dense.requires_grad
+
+
+def test_dense_by_products_leaves_the_graph_for_further_products():
+    objective = convolution()
+    theta = somewhere(objective)
+    curvature, vector = Curvature(objective, theta, 0.1), randn(len(somewhere(objective)), seed=71)
+    first = curvature.dense()
+    assert_equal_up_to_rounding(curvature @ vector, first @ vector)
+    assert torch.equal(curvature.dense(), first)
+    assert curvature.gradient.norm() > 0
+
+
+def test_dense_by_products_of_parameters_that_the_loss_is_linear_in_is_their_penalty():
+    class Linear:
+        def __len__(self):
+            return 2
+
+        def __call__(self, theta, index=None):
+            losses = torch.stack([theta[0], 3 * theta[1]])
+            return losses if index is None else losses[index]
+
+    theta = randn(3, seed=6)
+    assert_equal_up_to_rounding(Curvature(Objective(Linear(), 0.3), theta).dense(), 0.3 * torch.eye(3).double())
+
+
+def test_negative_curvature_says_where_it_was_met():
+    plain = NegativeCurvatureError(-0.25, 0.125)
+    assert str(plain).startswith("met curvature -0.25 with damping 0.125: the Hessian is not positive definite here;")
+    there = NegativeCurvatureError(-0.25, 0.125, "the second stage")
+    assert "the Hessian is not positive definite in the second stage; train to a minimum" in str(there)
+    assert "raise the damping by more than 0.25" in str(there)
+    assert (there.curvature, there.damping) == (plain.curvature, plain.damping) == (-0.25, 0.125)

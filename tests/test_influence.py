@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from analytic import Sine, logistic, logistic_data, mlp_with_validation, randn, ridge
+from analytic import Quadratic, Sine, logistic, logistic_data, mlp_with_validation, randn, ridge, with_spectrum
 from sklearn.linear_model import LogisticRegression
 
 from metasp_lite.functional import (
@@ -16,7 +16,7 @@ from metasp_lite.functional import (
     binary_cross_entropy,
     gradient,
 )
-from metasp_lite.influence import influence, leave_one_out, pseudo_update_influence
+from metasp_lite.influence import influence, leave_one_out, newton, pseudo_update_influence, retrained_without
 from metasp_lite.models import logistic_regression
 from metasp_lite.optimum import minimise
 from metasp_lite.solvers import ConjugateGradient, Exact, Identity, Neumann
@@ -359,3 +359,45 @@ def test_pseudo_update_refuses_a_validation_loss_that_is_not_finite(fitted_ridge
     data, _ = fitted_ridge
     with pytest.raises(FloatingPointError, match="a directional derivative is nan"):
         pseudo_update_influence(data.objective, nan_validation(data), randn(8, seed=6), step=0.1)
+
+
+# ------------------------------------------------------------------------------------------- retraining in parameters
+
+
+@pytest.mark.parametrize("fraction", [1.0, 0.1])
+def test_retrained_without_gives_the_parameters_of_the_closed_form_in_order_and_chunks_of_any_size(
+    fitted_ridge, fraction
+):
+    data, curvature = fitted_ridge
+    examples = torch.tensor([9, 3, 69, 9, 0])
+    expected = torch.stack([data.optimum(int(example), fraction) for example in examples])
+    for chunk in (1, 2, 64):
+        answer = retrained_without(curvature, examples, fraction=fraction, tolerance=1e-13, chunk=chunk)
+        assert (answer - expected).abs().max() <= 1e-12  # 1e-13/λ
+    assert (expected - data.optimum()).abs().max() > 1e-4
+
+
+def test_newton_finds_the_minima_of_neighbours_with_the_hessian_of_none_of_them():
+    """½(θ − c_k)ᵀ A_k (θ − c_k) has its minimum at c_k whatever metric leads there."""
+    known = with_spectrum(torch.linspace(1, 4, 5, dtype=torch.float64))
+    matrices = torch.stack([known + 0.3 * with_spectrum(torch.linspace(0, 1, 5).double(), seed=k) for k in range(3)])
+    centers = randn(3, 5, seed=8)
+    curvature = Curvature(Objective(Quadratic(known)), torch.zeros(5, dtype=torch.float64))
+
+    def gradients(points):
+        return torch.einsum("kij,kj->ki", matrices, points - centers)
+
+    answer = newton(curvature, gradients, torch.arange(3), tolerance=1e-13)
+    assert (answer - centers).abs().max() <= 1e-12  # 1e-13 over the smallest eigenvalue of A_k, at least 1
+    with pytest.raises(RuntimeError, match="retraining without example 7 stopped at gradient norm"):
+        newton(curvature, gradients, torch.tensor([7, 8, 9]), max_iterations=2)
+    with pytest.raises(FloatingPointError, match="a gradient norm while retraining is nan"):
+        newton(curvature, lambda points: points * math.nan, torch.arange(2))
+    with pytest.raises(ValueError, match=r"damping=0\.1: give the undamped curvature"):
+        newton(Curvature(Objective(Quadratic(known)), centers[0], damping=0.1), gradients, torch.arange(3))
+
+
+def test_newton_refuses_a_metric_that_is_not_positive_definite_even_where_nothing_pulls():
+    saddle = Curvature(Objective(Quadratic(torch.diag(torch.tensor([1.0, -1.0]).double()))), torch.zeros(2).double())
+    with pytest.raises(NegativeCurvatureError):
+        newton(saddle, torch.zeros_like, torch.arange(2))

@@ -1,6 +1,7 @@
 """Models: the networks are the ones the formulas mean, and building one disturbs nothing."""
 
 import math
+import warnings
 
 import numpy as np
 import pytest
@@ -10,14 +11,31 @@ from analytic import randn
 from torch import nn
 from torch.nn import functional as F
 
-from metasp_lite.functional import binary_cross_entropy, flatten_parameters
-from metasp_lite.models import NETWORKS, lite_cnn, logistic_regression, mlp, resnet18, toy_mlp
+from metasp_lite import models
+from metasp_lite.functional import Curvature, ExampleLosses, Objective, binary_cross_entropy, flatten_parameters
+from metasp_lite.models import (
+    NETWORKS,
+    TABLE_A,
+    Conv,
+    Hidden,
+    Pool,
+    SmallConv2d,
+    Specification,
+    lite_cnn,
+    logistic_regression,
+    mlp,
+    resnet18,
+    toy_mlp,
+    two_stage,
+)
 
 DRAWN = {
     "toy_mlp": lambda **options: toy_mlp(6, 3, 2, **options),
     "lite_cnn": lambda **options: lite_cnn(3, widths=(2, 3), **options),
     "resnet18": lambda **options: resnet18(3, width=2, **options),
     "mlp": lambda **options: mlp((1, 2, 3), 4, hidden=(5,), **options),
+    "two_stage-mnist": lambda **options: two_stage(TABLE_A["mnist"], (1, 5, 4), 3, width=16, **options),
+    "two_stage-cifar": lambda **options: two_stage(TABLE_A["cifar"], (3, 8, 9), 3, width=16, **options),
 }
 EACH = pytest.mark.parametrize("build", [pytest.param(build, id=name) for name, build in DRAWN.items()])
 
@@ -282,3 +300,277 @@ def test_a_named_network_takes_the_images_and_ends_in_one_linear_head_over_featu
     images = torch.zeros(2, *shape)
     assert model(images).shape == (2, 7)
     assert model[:-1](images).shape == (2, model[-1].in_features)
+
+
+# ------------------------------------------------------------------------------------------ small convolutions
+
+
+@pytest.fixture
+def torchs_own(monkeypatch):
+    """The batches that torch's own convolution was called for."""
+    calls, original = [], nn.Conv2d._conv_forward
+
+    def recorded(self, images, *arguments):
+        calls.append(len(images))
+        return original(self, images, *arguments)
+
+    monkeypatch.setattr(nn.Conv2d, "_conv_forward", recorded)
+    return calls
+
+
+def small_convolution(channels=2, filters=3, size=3, dtype=torch.float64):
+    layer = SmallConv2d(channels, filters, size).to(dtype)
+    with torch.no_grad():
+        for seed, parameter in enumerate(layer.parameters()):
+            parameter.copy_(0.5 * randn(*parameter.shape, seed=seed))
+    return layer
+
+
+# Sums of at most 75 products around 1, in another order: 1e-12 is a thousand times their rounding.
+def assert_close(actual, expected):
+    torch.testing.assert_close(actual, expected, rtol=0, atol=1e-12 * (1 + float(expected.abs().max())))
+
+
+@pytest.mark.parametrize("size", [1, 3, 5])
+@pytest.mark.parametrize(("height", "width"), [(6, 6), (4, 7), (1, 5), (2, 3)])
+def test_a_small_convolution_is_torchs_by_a_matrix(torchs_own, size, height, width):
+    layer, images = small_convolution(size=size), randn(9, 2, height, width, seed=5)
+    answer = layer(images)
+    assert torchs_own == []
+    expected = F.conv2d(images, layer.weight, layer.bias, padding=size // 2)
+    assert answer.shape == expected.shape == (9, 3, height, width)
+    assert_close(answer.detach(), expected.detach())
+
+
+def small_and_torchs():
+    """The same scalar of weight, bias and images by both routes, and a place."""
+    layer, images = small_convolution(size=5), randn(8, 2, 4, 6, seed=5)
+    place = (layer.weight.detach(), layer.bias.detach(), images)
+
+    def by_layer(weight, bias, images):
+        return torch.func.functional_call(layer, {"weight": weight, "bias": bias}, (images,))
+
+    def by_torch(weight, bias, images):
+        return F.conv2d(images, weight, bias, padding=2)
+
+    return by_layer, by_torch, place
+
+
+def test_a_small_convolution_has_torchs_first_and_second_derivatives(torchs_own):
+    """Backwards, forwards, and one over the other, with respect to filters, bias and images."""
+    by_layer, by_torch, place = small_and_torchs()
+    directions = tuple(randn(*part.shape, seed=seed) for seed, part in enumerate(place, start=20))
+
+    def scalar(route):
+        return lambda *place: torch.tanh(route(*place)).pow(2).sum()
+
+    def derivatives(route):
+        everything = (0, 1, 2)
+        slopes = torch.func.grad(scalar(route), everything)(*place)
+        forwards = torch.func.jvp(route, place, directions)[1]
+        products = torch.func.jvp(torch.func.grad(scalar(route), everything), place, directions)[1]
+        leaves = [part.clone().requires_grad_() for part in place]
+        first = torch.autograd.grad(scalar(route)(*leaves), leaves, create_graph=True)
+        twice = torch.autograd.grad(first, leaves, directions)
+        return [*slopes, forwards, *products, *twice]
+
+    answers = derivatives(by_layer)
+    assert torchs_own == []
+    for answer, expected in zip(answers, derivatives(by_torch), strict=True):
+        assert_close(answer, expected)
+
+
+def test_a_small_convolution_is_torchs_for_many_filters_at_once(torchs_own):
+    by_layer, by_torch, (weight, bias, images) = small_and_torchs()
+    weights = torch.stack([weight, 2 * weight, randn(*weight.shape, seed=30)])
+    every = torch.vmap(lambda weight: by_layer(weight, bias, images))(weights)
+    slopes = torch.vmap(torch.func.grad(lambda weight: by_layer(weight, bias, images).pow(3).sum()))(weights)
+    assert torchs_own == []
+    for k in range(3):
+        assert_close(every[k], by_torch(weights[k], bias, images))
+        assert_close(slopes[k], torch.func.grad(lambda weight: by_torch(weight, bias, images).pow(3).sum())(weights[k]))
+
+
+@pytest.mark.parametrize(
+    "first",
+    [
+        lambda one, weight: torch.func.hessian(one)(weight),
+        lambda one, weight: torch.func.jvp(one, (weight,), (weight,)),
+        lambda one, weight: torch.vmap(torch.func.grad(one))(weight[None]),
+        lambda one, weight: torch.inference_mode()(one)(weight),
+    ],
+    ids=["hessian", "jvp", "vmap of grad", "inference mode"],
+)
+def test_where_a_small_convolution_is_first_used_does_not_matter(first):
+    """What it keeps for images of this size must not belong to the derivative that asked for it first."""
+    by_layer, by_torch, (weight, bias, images) = small_and_torchs()
+    models._meeting.cache_clear()
+
+    def one(weight):
+        return by_layer(weight, bias, images).pow(2).sum()
+
+    first(one, weight)
+    expected = torch.func.hessian(lambda weight: by_torch(weight, bias, images).pow(2).sum())(weight)
+    assert_close(torch.func.hessian(one)(weight), expected)
+    leaf = weight.clone().requires_grad_()
+    (slope,) = torch.autograd.grad(one(leaf), leaf)
+    assert_close(slope, torch.func.grad(lambda weight: by_torch(weight, bias, images).pow(2).sum())(weight))
+
+
+@pytest.mark.parametrize(
+    ("count", "dtype", "shape", "own"),
+    [
+        (8, torch.float64, (6, 6), False),
+        (7, torch.float64, (6, 6), True),  # too few images to pay for the matrix
+        (8, torch.float32, (6, 6), True),  # torch is fast there
+        (8, torch.float64, (19, 22), False),  # a matrix of 2·3·418² entries, below 2²⁰ = 6·418.05²
+        (8, torch.float64, (1, 419), True),  # and one above
+    ],
+)
+def test_a_small_convolution_takes_torchs_own_where_that_is_better(torchs_own, count, dtype, shape, own):
+    layer = small_convolution(dtype=dtype)
+    images = randn(count, 2, *shape, seed=5).to(dtype)
+    answer = layer(images).detach()
+    assert torchs_own == ([count] if own else [])
+    expected = F.conv2d(images, layer.weight, layer.bias, padding=1).detach()
+    assert answer.dtype == dtype
+    if own:
+        assert torch.equal(answer, expected)
+    else:
+        assert_close(answer, expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("size", [2, 4])
+def test_an_even_filter_reaches_further_down_and_right(size, dtype):
+    """As "same" padding does in TensorFlow and in torch, by either route."""
+    layer, images = SmallConv2d(2, 3, size).to(dtype), randn(9, 2, 6, 5, seed=4).to(dtype)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # torch's own "same" copies the images for even sizes, and says so
+        expected = F.conv2d(images, layer.weight, layer.bias, padding="same")
+    # sums of up to 32 products of numbers around 1
+    torch.testing.assert_close(layer(images), expected, rtol=0, atol=1e-5 if dtype == torch.float32 else 1e-13)
+
+
+# ------------------------------------------------------------------------------------- the two-stage paper's Table A
+
+PRINTED = {  # CONV filters × size with tanh, POOL of 2, then the hidden FC of the head
+    "mnist": ([(32, 5), "pool", (64, 5), "pool"], []),
+    "cifar": ([(32, 3), (64, 4), "pool", (128, 2), "pool", (128, 2), "pool"], [1500]),
+}
+EVERY_TABLE = pytest.mark.parametrize("name", PRINTED)
+
+
+@EVERY_TABLE
+@pytest.mark.parametrize("width", [16, 10])  # 10 does not divide
+@pytest.mark.parametrize("pooling", [nn.MaxPool2d, nn.AvgPool2d])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_two_stage_is_the_printed_rows_one_after_the_other(name, width, pooling, dtype):
+    rows, hidden = PRINTED[name]
+    model = two_stage(TABLE_A[name], (2, 9, 12), 5, width=width, pooling=pooling, seed=3, dtype=dtype)
+    assert [part for part, _ in model.named_children()] == ["embedding", "head"]
+    parameters = iter([parameter.detach().double() for parameter in model.parameters()])
+    images = randn(8, 2, 9, 12, seed=4).to(dtype)
+    x = images.double()
+    for row in rows:
+        if row == "pool":
+            height, wide = x.shape[2] // 2, x.shape[3] // 2  # an odd row is left out
+            blocks = x[:, :, : 2 * height, : 2 * wide].reshape(8, -1, height, 2, wide, 2)
+            x = blocks.amax(dim=(3, 5)) if pooling is nn.MaxPool2d else blocks.mean(dim=(3, 5))
+            continue
+        filters, size = row
+        weight, bias = next(parameters), next(parameters)
+        assert weight.shape == (filters // width, x.shape[1], size, size)
+        before = (size - 1) // 2  # the same size, and the odd zero at the end
+        x = torch.tanh(F.conv2d(F.pad(x, (before, size - 1 - before) * 2), weight, bias))
+    features = x.flatten(1)
+    # Sums of a few hundred products around 1 in another order, in the precision of the network.
+    tolerance = 1e-12 if dtype == torch.float64 else 1e-5
+    torch.testing.assert_close(model.embedding(images).detach().double(), features, rtol=0, atol=tolerance)
+    for units in hidden:
+        weight, bias = next(parameters), next(parameters)
+        assert len(weight) == units // width
+        features = torch.tanh(features @ weight.T + bias)
+    weight, bias = next(parameters), next(parameters)
+    answer = model(images).detach()
+    assert answer.dtype == dtype
+    assert answer.shape == (8, 5)
+    torch.testing.assert_close(answer.double(), features @ weight.T + bias, rtol=0, atol=tolerance)
+    assert next(parameters, None) is None
+    assert count(model, pooling) == rows.count("pool")
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "classes", "embedding", "head"),
+    [
+        # filters·(channels·size² + 1) for each row; then (pixels·filters + 1)·classes
+        ("mnist", (1, 28, 28), 6, 32 * 26 + 64 * (32 * 25 + 1), (7 * 7 * 64 + 1) * 6),
+        ("mnist", (3, 32, 32), 10, 32 * 76 + 64 * (32 * 25 + 1), (8 * 8 * 64 + 1) * 10),
+        (
+            "cifar",
+            (3, 32, 32),
+            8,
+            32 * 28 + 64 * (32 * 16 + 1) + 128 * (64 * 4 + 1) + 128 * (128 * 4 + 1),
+            (4 * 4 * 128 + 1) * 1500 + 1501 * 8,
+        ),
+        (
+            "cifar",
+            (1, 28, 28),  # 28, 14, 7, 3
+            2,
+            32 * 10 + 64 * (32 * 16 + 1) + 128 * (64 * 4 + 1) + 128 * (128 * 4 + 1),
+            (3 * 3 * 128 + 1) * 1500 + 1501 * 2,
+        ),
+    ],
+)
+def test_table_a_at_full_width_has_the_parameters_of_its_rows(name, shape, classes, embedding, head):
+    model = two_stage(TABLE_A[name], shape, classes, dtype=torch.float32)
+    assert len(flatten_parameters(model.embedding)) == embedding
+    assert len(flatten_parameters(model.head)) == head
+    assert model(torch.zeros(2, *shape)).shape == (2, classes)
+
+
+@EVERY_TABLE
+def test_the_width_divides_every_layer_and_rounds_down(name):
+    rows, hidden = PRINTED[name]
+    model = two_stage(TABLE_A[name], (1, 16, 16), 3, width=32)  # the smallest layer has 32
+    convolutions = [module for module in model.modules() if isinstance(module, nn.Conv2d)]
+    assert [layer.out_channels for layer in convolutions] == [row[0] // 32 for row in rows if row != "pool"]
+    linear = [module.out_features for module in model.modules() if isinstance(module, nn.Linear)]
+    assert linear == [*(units // 32 for units in hidden), 3]  # 1500 / 32 = 46.9
+    for width in (33, 0, -1):
+        with pytest.raises(ValueError, match=f"width={width} must be between 1 and 32, the smallest number"):
+            two_stage(TABLE_A[name], (1, 16, 16), 3, width=width)
+
+
+def test_the_hidden_units_bound_the_width_too():
+    narrow = Specification((Conv(8, 3),), (Hidden(4),))
+    assert two_stage(narrow, (1, 4, 4), 2, width=4).head[0].out_features == 1
+    with pytest.raises(ValueError, match="between 1 and 4"):
+        two_stage(narrow, (1, 4, 4), 2, width=5)
+
+
+@pytest.mark.parametrize(("name", "least"), [("mnist", 4), ("cifar", 8)])
+def test_two_stage_takes_images_that_pooling_leaves_something_of(name, least):
+    model = two_stage(TABLE_A[name], (1, least, least + 1), 3, width=32)
+    assert model(torch.zeros(2, 1, least, least + 1, dtype=torch.float64)).shape == (2, 3)
+    for shape in ((1, least - 1, least), (1, least, least - 1)):
+        with pytest.raises(ValueError, match=f"nothing is left of images of {shape[1]}×{shape[2]} pixels"):
+            two_stage(TABLE_A[name], shape, 3, width=32)
+
+
+def test_pooling_has_the_size_and_the_stride_of_its_row():
+    specification = Specification((Conv(2, 3), Pool(3)))
+    model = two_stage(specification, (1, 7, 6), 2)
+    assert model.embedding(torch.zeros(1, 1, 7, 6, dtype=torch.float64)).shape == (1, 2 * 2 * 2)
+
+
+@EVERY_TABLE
+@pytest.mark.parametrize("pooling", [nn.MaxPool2d, nn.AvgPool2d])
+def test_the_dense_hessian_of_table_a_is_torchs_own(name, pooling):
+    """Through maxima and small convolutions, for all columns of a chunk at once, without a warning."""
+    model = two_stage(TABLE_A[name], (1, 8, 8), 2, width=32, pooling=pooling)
+    objective = Objective(ExampleLosses(model, randn(9, 1, 8, 8, seed=1), torch.arange(9) % 2), 0.1)
+    theta = flatten_parameters(model)
+    expected = torch.func.hessian(objective)(theta)
+    assert_close(Curvature(objective, theta).dense(), expected)
+    assert expected.abs().max() > 0.01

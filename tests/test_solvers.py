@@ -15,7 +15,17 @@ from analytic import Problem, Quadratic, Sine, logistic, randn, ridge, sine, wit
 from torch import Tensor, nn
 
 from metasp_lite.functional import Curvature, ExampleLosses, NegativeCurvatureError, Objective
-from metasp_lite.solvers import ConjugateGradient, Exact, GaussNewton, Identity, LiSSA, Neumann, OuterProduct, Solver
+from metasp_lite.solvers import (
+    ConjugateGradient,
+    Exact,
+    GaussNewton,
+    Identity,
+    LiSSA,
+    Neumann,
+    OuterProduct,
+    Solver,
+    solve_each,
+)
 
 ROUNDING = 1e-12
 
@@ -448,3 +458,64 @@ def test_gauss_newton_is_the_jacobian_of_the_logits_around_the_second_derivative
     torch.testing.assert_close(found, torch.linalg.solve(matrix, columns), rtol=0, atol=1e-10)  # condition below 100
     one = GaussNewton()(Curvature(objective, theta, damping=0.1), columns[:, 0])
     torch.testing.assert_close(one, found[:, 0], rtol=0, atol=1e-12)
+
+
+# ----------------------------------------------------------------------- several vectors, and a penalty per parameter
+
+
+@pytest.mark.parametrize("solver", ALL_SOLVERS, ids=name)
+@pytest.mark.parametrize("count", [1, 3])
+def test_solve_each_gives_row_by_row_what_the_solver_gives_alone(solver, count):
+    problem, vectors = PROBLEMS["ridge"], randn(count, 8, seed=8)
+    answer = solve_each(solver, Curvature(problem.objective, problem.theta, 0.4), vectors)
+    assert answer.shape == (count, 8)
+    for row, vector in zip(answer, vectors, strict=True):
+        alone = solver(Curvature(problem.objective, problem.theta, 0.4), vector)
+        assert (row - alone).norm() <= ROUNDING * alone.norm()
+
+
+def test_solve_each_factors_once(monkeypatch):
+    problem, calls = PROBLEMS["ridge"], []
+    original = Curvature.dense
+    monkeypatch.setattr(Curvature, "dense", lambda self: calls.append(1) or original(self))
+    solve_each(Exact(), Curvature(problem.objective, problem.theta), randn(5, 8, seed=8))
+    assert len(calls) == 1
+
+
+class Weighted:
+    """The losses of an objective under a penalty ½ Σ λ_j θ_j², a λ for each parameter."""
+
+    def __init__(self, objective: Objective, l2: Tensor) -> None:
+        self.losses, self.l2 = objective.losses, l2
+
+    def __call__(self, theta: Tensor, index: Tensor | None = None) -> Tensor:
+        return self.losses(theta, index).mean() + 0.5 * (self.l2 * theta).dot(theta)
+
+
+PENALTIES = torch.linspace(0.05, 2.0, 8, dtype=torch.float64)
+
+
+def test_outer_product_takes_a_penalty_for_each_parameter():
+    problem, vector = PROBLEMS["ridge"], randn(8, seed=7)
+    fisher = problem.gradients.T @ problem.gradients / len(problem.gradients)
+    expected = torch.linalg.solve(fisher + torch.diag(PENALTIES + 0.3), vector)
+    answer = OuterProduct()(Curvature(Weighted(problem.objective, PENALTIES), problem.theta, 0.3), vector)
+    assert (answer - expected).norm() <= ROUNDING * expected.norm()
+
+
+def test_outer_product_refuses_a_parameter_without_penalty_among_others():
+    penalties = PENALTIES.clone()
+    penalties[5] = 0.0
+    curvature = Curvature(Weighted(PROBLEMS["ridge"].objective, penalties), PROBLEMS["ridge"].theta)
+    with pytest.raises(ValueError, match=r"l2 \+ damping = 0\.0 must be above 0; raise the damping"):
+        OuterProduct()(curvature, randn(8, seed=7))
+
+
+def test_exact_and_the_products_take_a_penalty_for_each_parameter():
+    """Ridge begins with a linear layer, whose dense Hessian takes the penalty up on its own."""
+    problem, vector = PROBLEMS["ridge"], randn(8, seed=7)
+    hessian = problem.spectral(lambda eigenvalue: eigenvalue, 0.0) - torch.eye(8, dtype=torch.float64) * 0.1
+    expected = torch.linalg.solve(hessian + torch.diag(PENALTIES), vector)
+    for solver in (Exact(), ConjugateGradient(8)):
+        answer = solver(Curvature(Weighted(problem.objective, PENALTIES), problem.theta), vector)
+        assert (answer - expected).norm() <= ROUNDING * expected.norm()
