@@ -17,6 +17,7 @@ from torch import nn
 from torch.nn import functional as F
 from two_stages import FIRST, SECOND, TARGET, TEST, THETA, K, M, N, RidgeStages, U, W, curvatures, finetuned, pretrained
 
+from metasp_lite import stages
 from metasp_lite.functional import (
     Curvature,
     ExampleLosses,
@@ -256,6 +257,18 @@ def test_neither_the_batch_nor_the_number_of_targets_changes_a_score(targets, ba
     every = fixed_embedding(*curvatures(), TARGET, Exact())
     fewer = ExampleLosses(SECOND, TEST[0][:targets], TEST[1][:targets])
     assert_close(fixed_embedding(*curvatures(), fewer, Exact(), batch=batch), every[:targets])
+
+
+@pytest.mark.parametrize(("targets", "route"), [(1, "forwards"), (2, "forwards"), (3, "gradients")])
+def test_few_targets_go_forwards_and_many_share_the_gradients(monkeypatch, targets, route):
+    taken = []
+    for name, kind in (("loss_directional_derivatives", "forwards"), ("per_example_gradients", "gradients")):
+        original = getattr(stages, name)
+        monkeypatch.setattr(
+            stages, name, lambda *given, kind=kind, original=original: taken.append(kind) or original(*given)
+        )
+    pretraining_influence(curvatures()[0], randn(targets, W, seed=151), Exact(), batch=M // 2)
+    assert taken == [route] * (2 * targets if route == "forwards" else 2)
 
 
 def test_the_curvature_may_come_from_a_sample_of_the_examples_that_are_scored():
