@@ -397,6 +397,13 @@ def test_newton_finds_the_minima_of_neighbours_with_the_hessian_of_none_of_them(
         newton(Curvature(Objective(Quadratic(known)), centers[0], damping=0.1), gradients, torch.arange(3))
 
 
+def test_newton_takes_whole_steps_one_for_a_quadratic_with_its_own_hessian():
+    matrix, center = with_spectrum(torch.linspace(1, 4, 5, dtype=torch.float64)), randn(5, seed=8)
+    curvature = Curvature(Objective(Quadratic(matrix)), torch.zeros(5, dtype=torch.float64))
+    answer = newton(curvature, lambda points: (points - center) @ matrix, torch.arange(2), max_iterations=2)
+    torch.testing.assert_close(answer, center.expand(2, -1), rtol=0, atol=1e-13)  # a few roundings
+
+
 def test_newton_refuses_a_metric_that_is_not_positive_definite_even_where_nothing_pulls():
     saddle = Curvature(Objective(Quadratic(torch.diag(torch.tensor([1.0, -1.0]).double()))), torch.zeros(2).double())
     with pytest.raises(NegativeCurvatureError):
