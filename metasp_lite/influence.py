@@ -122,8 +122,9 @@ def newton(
     """Minimise K objectives near to one whose optimum θ̂ is known, each without one of ``examples (K,)``; ``(K, P)``.
 
     ``gradients`` maps their K points ``(K, P)`` to their gradients there.  Newton steps from θ̂ with the Hessian H of
-    the known objective as a fixed metric, as H⁻¹∇²J_k is nearly the identity; a step that would lengthen the gradient
-    is halved until it does not.  The result does not depend on that metric, only on the gradients being zero.
+    the known objective as a fixed metric, as H⁻¹∇²J_k is nearly the identity; a step that would lengthen the gradient,
+    measured by H⁻¹, is halved until it does not.  The result does not depend on the metric, only on the gradients being
+    zero.
 
     Raises:
         ValueError: when ``curvature`` is damped.
@@ -135,16 +136,22 @@ def newton(
         raise ValueError(f"damping={curvature.damping}: give the undamped curvature, retraining knows no damping")
     _ = curvature.cholesky  # raises here even where nothing pulls θ̂ away from a saddle
     points, share = curvature.theta.repeat(len(examples), 1), curvature.theta.new_ones(len(examples), 1)
-    slopes = gradients(points)
+    slopes = check_finite(gradients(points), "a gradient while retraining")
+    steps = Exact()(curvature, slopes.T).T
     for _ in range(max_iterations):
-        norms = check_finite(slopes.norm(dim=1, keepdim=True), "a gradient norm while retraining")
-        open_ = norms[:, 0] > tolerance
+        norms = slopes.norm(dim=1)
+        open_ = norms > tolerance
         if not open_.any():
             return points
-        ahead = points - share * Exact()(curvature, slopes.T).T
+        ahead = points - share * steps
         there = gradients(ahead)
-        better = there.norm(dim=1, keepdim=True) < norms  # not where it is NaN
-        points, slopes = torch.where(better, ahead, points), torch.where(better, there, slopes)
+        steps_there = Exact()(curvature, there.nan_to_num(0, 0, 0).T).T
+        # ∇ᵀH⁻¹∇ is the length in which the plain steps contract
+        shorter = (there * steps_there).sum(dim=1, keepdim=True) < (slopes * steps).sum(dim=1, keepdim=True)
+        better = shorter & there.isfinite().all(dim=1, keepdim=True)
+        points, slopes, steps = (
+            torch.where(better, new, old) for new, old in ((ahead, points), (there, slopes), (steps_there, steps))
+        )
         share = torch.where(better, (2 * share).clamp(max=1), share / 2)
     raise RuntimeError(
         f"retraining without example {int(examples[open_][0])} stopped at gradient norm "

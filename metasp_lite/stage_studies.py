@@ -33,7 +33,6 @@ OUT = results.RESULTS_DIR / "stages"
 TASKS = {
     "fashion-mnist": ((2, 4), (5, 8)),  # pullover and coat; sandal and bag
     "mnist": ((3, 5), (0, 1)),
-    "cifar10": ((2, 6), (1, 4)),  # bird and frog; automobile and deer, the paper's
 }
 
 
