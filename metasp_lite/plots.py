@@ -105,9 +105,18 @@ def optimum_travel(travel: OptimumTravel, surface: tuple[np.ndarray, np.ndarray,
 
 
 def predicted_against_true(
-    ax: Axes, predicted: Tensor, true: Tensor, *, title: str = "", truth: str = "retrained"
+    ax: Axes,
+    predicted: Tensor,
+    true: Tensor,
+    *,
+    title: str = "",
+    truth: str = "retrained",
+    loss: str = "the validation loss",
 ) -> None:
-    """Scatter predicted against true changes (n,), with the diagonal of perfect predictions; ``truth`` says whence."""
+    """Scatter predicted against true changes (n,) of a ``loss``, with the diagonal of perfect predictions.
+
+    ``truth`` says where the true ones come from.
+    """
     x, y = predicted.cpu().numpy(), true.cpu().numpy()
     low, high = min(x.min(), y.min()), max(x.max(), y.max())
     margin = 0.05 * (high - low)
@@ -119,7 +128,7 @@ def predicted_against_true(
     ticks = FuncFormatter(lambda value, _: f"{value * 1000**power:g}")
     for axis in (ax.xaxis, ax.yaxis):
         axis.set_major_formatter(ticks)
-    ax.set(xlabel=f"predicted change of the validation loss ({unit})", ylabel=f"true change, {truth} ({unit})")
+    ax.set(xlabel=f"predicted change of {loss} ({unit})", ylabel=f"true change, {truth} ({unit})")
     ax.set_title(title)
     ax.set_aspect("equal", adjustable="datalim")
     ax.legend(fontsize=8)

@@ -266,3 +266,16 @@ def test_notebook_04_runs_on_real_split_cifar_10(tmp_path: Path):
     done = tour.execute(path)
     assert done.error is None
     assert any("network lite-cnn" in output.get("text", "") for output in outputs(done.notebook))
+
+
+@pytest.mark.skipif("METASP_DATA" not in os.environ, reason="METASP_DATA names no folder of real images")
+def test_notebook_06_runs_on_real_mnist(tmp_path: Path):
+    """One line chooses the data; all its claims are checked on the digits, too."""
+    if not (settings.data_dir() / "mnist").is_dir():
+        pytest.skip(f"METASP_DATA has no folder mnist: {settings.data_dir()}")
+    notebook = nbformat.read(FOLDER / "06-where-did-the-finetuned-model-learn-that.ipynb", as_version=4)
+    (cell,) = [cell for cell in code_cells(notebook) if 'data_name = "fashion-mnist"' in cell.source]
+    cell.source = cell.source.replace('data_name = "fashion-mnist"', 'data_name = "mnist"')
+    path = tmp_path / "06.ipynb"
+    nbformat.write(notebook, path)
+    assert tour.execute(path).error is None
