@@ -152,7 +152,7 @@ def pretraining_explorer(problem: TwoStages, scores: Tensor) -> tuple[ipywidgets
         pictures = torch.cat([pictures, tests.images[test : test + 1], images.images[chosen[6:]]])
         titles = [f"{images.classes[images.labels[i]]}\n{scores[test, i].item():+.2g}" for i in chosen]
         name = f"test image:\n{tests.classes[tests.labels[test]]}"
-        heading = "above: pretraining helped most by these; below: hurt most by these (influence)"
+        heading = "above: helped most by these; below: hurt most by these (class and influence)"
         plots.image_grid(pictures, [name, *titles[:6], name, *titles[6:]], columns=7, heading=heading)
         plt.show()
 
