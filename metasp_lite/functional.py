@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sized
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -205,7 +205,9 @@ class Curvature:
         """H + δI as a matrix ``(P, P)``."""
         first = _first_linear(self.objective.losses)
         if first is None:
-            chunk = max(1, min(64, 4096 // len(self.objective.losses)))  # more at once would not fit in memory
+            losses = self.objective.losses
+            count = len(losses) if isinstance(losses, Sized) else 1  # a plain function does not say
+            chunk = max(1, min(64, 4096 // count))  # more at once would not fit in memory
             hessian = _hessian_by_products(self._leaf, self._gradient, chunk)
         else:
             hessian = _hessian_by_first_layer(self.objective.losses, self.theta, first)

@@ -331,6 +331,12 @@ def test_dense_of_losses_without_a_model_is_their_hessian():
     assert_equal_up_to_rounding(Curvature(Objective(Sine(3)), theta).dense(), torch.diag(-torch.sin(theta)))
 
 
+def test_dense_takes_losses_that_are_a_plain_function():
+    theta = torch.tensor([3.5, 4.0, 5.0], dtype=torch.float64)
+    objective = Objective(lambda theta, index=None: 3 * torch.sin(theta))
+    assert_equal_up_to_rounding(Curvature(objective, theta).dense(), torch.diag(-torch.sin(theta)))
+
+
 def test_product_on_a_batch_is_that_of_the_batchs_own_objective():
     objective = mlp(n=12)[1]
     theta, vector, index = somewhere(objective), randn(33, seed=71), torch.tensor([7, 1, 4])
