@@ -92,8 +92,7 @@ def retrained_without(
     """
     objective, n = curvature.objective, len(curvature.objective.losses)
     examples = examples.to(curvature.theta.device)
-    if len(examples) == 0 or int(examples.min()) < 0 or int(examples.max()) >= n:
-        raise ValueError(f"examples must be at least one index between 0 and {n - 1}, got {examples.tolist()}")
+    require_examples(examples, n)
     if not 0 < fraction <= 1:
         raise ValueError(f"fraction={fraction} must lie above 0 and be at most 1")
     if curvature.gradient.norm() > tolerance:
@@ -109,6 +108,16 @@ def retrained_without(
         return vmap(grad(without), chunk_size=chunk)(thetas, examples)
 
     return newton(curvature, gradients, examples, tolerance=tolerance, max_iterations=max_iterations)
+
+
+def require_examples(examples: Tensor, n: int) -> None:
+    """Refuse ``examples`` that do not exist among n: nothing would be left out, or something else.
+
+    Raises:
+        ValueError: when one does not exist, or when there is none.
+    """
+    if len(examples) == 0 or int(examples.min()) < 0 or int(examples.max()) >= n:
+        raise ValueError(f"examples must be at least one index between 0 and {n - 1}, got {examples.tolist()}")
 
 
 def newton(

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.func import grad, vmap
 
 from metasp_lite.functional import Curvature, check_finite
-from metasp_lite.influence import newton, retrained_without
+from metasp_lite.influence import newton, require_examples, retrained_without
 from metasp_lite.stages import Joint, Proximal, Rule, ShortRun, Target, embedding_size, head_objective, same_embedding
 
 CHUNK = 8  # retrainings in memory at once
@@ -89,7 +89,7 @@ def joint(curvature: Curvature, target: Target, examples: Tensor, *, fraction: f
         ValueError: for an example that is not of pretraining; and what ``retrained_without`` raises.
     """
     objective: Joint = curvature.objective
-    _require_examples(examples, len(objective.pretraining.losses))  # the joint losses go on with finetuning's
+    require_examples(examples, len(objective.pretraining.losses))  # the joint losses go on with finetuning's
     thetas = retrained_without(curvature, examples, fraction=fraction, chunk=CHUNK)
     return _changes(objective.of_finetuned(target), thetas, curvature.theta)
 
@@ -126,7 +126,7 @@ def by_protocol(
     Raises:
         ValueError: when the two networks do not have one and the same embedding, or for an example that is not there.
     """
-    _require_examples(examples, len(pretraining.objective.losses))
+    require_examples(examples, len(pretraining.objective.losses))
     draw, w = torch.Generator().manual_seed(protocol.seed), same_embedding(pretraining, finetuning)
     removed = torch.cat([examples.new_tensor([-1]), examples])  # the first is the control
     stages = [stage.objective for stage in (pretraining, finetuning)]
@@ -159,12 +159,6 @@ def _changes(target: Target, thetas: Tensor, control: Tensor) -> Tensor:
     """Return what each target has become at each of ``thetas (L, P)`` beyond its value at ``control``; ``(K, L)``."""
     values = vmap(lambda theta: target(theta).reshape(-1), chunk_size=CHUNK)(thetas)
     return check_finite(values - target(control).reshape(-1), "a change of a target").T
-
-
-def _require_examples(examples: Tensor, m: int) -> None:
-    """Refuse examples that pretraining does not have: nothing would be left out, or something else."""
-    if len(examples) == 0 or int(examples.min()) < 0 or int(examples.max()) >= m:
-        raise ValueError(f"examples must be at least one index between 0 and {m - 1}, got {examples.tolist()}")
 
 
 def _require_embedding(left_out: LeftOut, embedding: Tensor) -> None:

@@ -58,10 +58,10 @@ def ablations(problem: TwoStages, pretrained: Curvature, finetuned: Curvature) -
 def _unconverged(problem: TwoStages, steps: int) -> Tensor:
     """Scores where training stopped early, with the least damping of 0, 0.001, 0.002, 0.004, … that allows them."""
     theta, damping = adam(problem.pretraining, problem.first_start, steps), 0.0
+    sensitivity = fixed_sensitivity(problem.finetuned(theta), problem.test, Exact())
     while True:
         try:
-            curvature = Curvature(problem.pretraining, theta, damping)
-            return fixed_embedding(curvature, problem.finetuned(theta), problem.test, Exact())
+            return pretraining_influence(Curvature(problem.pretraining, theta, damping), sensitivity, Exact())
         except NegativeCurvatureError:
             damping = max(2 * damping, 1e-3)
 
