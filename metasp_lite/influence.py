@@ -18,6 +18,7 @@ from metasp_lite.functional import (
     gradient,
     loss_directional_derivatives,
 )
+from metasp_lite.optimum import minimise
 from metasp_lite.pseudo_update import PseudoUpdate, SGDRule
 from metasp_lite.solvers import Exact, Solver
 
@@ -76,13 +77,13 @@ def retrained_without(
     *,
     fraction: float = 1.0,
     tolerance: float = 1e-9,
-    max_iterations: int = 200,
+    max_iterations: int = 50,
     chunk: int = 64,
 ) -> Tensor:
     """θ retrained without each of ``examples (K,)`` alone, from the optimum θ̂; ``(K, P)``.
 
-    To the optimum of J(θ) − f ℓ(x_i, θ)/n, all K at once (``chunk`` of them in memory), by ``newton`` with the Hessian
-    of the full objective.  ``fraction`` f takes away only a part of the example's weight 1/n.
+    To the optimum of J(θ) − f ℓ(x_i, θ)/n, by ``minimise_all`` with the Hessian of the full objective, which takes
+    ``max_iterations`` and ``chunk``.  ``fraction`` f takes away only a part of the example's weight 1/n.
 
     Raises:
         ValueError: when ``curvature`` is damped, since retraining is not, when an example does not exist, or when
@@ -104,10 +105,9 @@ def retrained_without(
     def without(theta: Tensor, example: Tensor) -> Tensor:
         return objective(theta) - fraction * objective.losses(theta, example.unsqueeze(0)).squeeze(0) / n
 
-    def gradients(thetas: Tensor) -> Tensor:
-        return vmap(grad(without), chunk_size=chunk)(thetas, examples)
-
-    return newton(curvature, gradients, examples, tolerance=tolerance, max_iterations=max_iterations)
+    return minimise_all(
+        curvature, without, examples, examples, chunk=chunk, tolerance=tolerance, max_iterations=max_iterations
+    )
 
 
 def require_examples(examples: Tensor, n: int) -> None:
@@ -120,49 +120,64 @@ def require_examples(examples: Tensor, n: int) -> None:
         raise ValueError(f"examples must be at least one index between 0 and {n - 1}, got {examples.tolist()}")
 
 
-def newton(
+def minimise_all(
     curvature: Curvature,
-    gradients: Callable[[Tensor], Tensor],
+    objective: Callable[[Tensor, Tensor], Tensor],
+    varied: Tensor,
     examples: Tensor,
     *,
+    chunk: int,
     tolerance: float = 1e-9,
-    max_iterations: int = 200,
+    max_iterations: int = 50,
 ) -> Tensor:
     """Minimise K objectives near to one whose optimum θ̂ is known, each without one of ``examples (K,)``; ``(K, P)``.
 
-    ``gradients`` maps their K points ``(K, P)`` to their gradients there.  Newton steps from θ̂ with the Hessian H of
-    the known objective as a fixed metric, as H⁻¹∇²J_k is nearly the identity; a step that would lengthen the gradient,
-    measured by H⁻¹, is halved until it does not.  The result does not depend on the metric, only on the gradients being
-    zero.
+    ``objective(theta, varied[k])`` is the k-th of them at θ ``(P,)``; gradients of ``chunk`` at a time are in memory.
+    Newton steps from θ̂ with the Hessian H of the known objective as a fixed metric, as H⁻¹∇²J_k is nearly the identity;
+    a step that would lengthen the gradient, measured by H⁻¹, is halved until it does not.  Where ``max_iterations`` of
+    them do not arrive, leaving out is no small change: ``optimum.minimise`` trains those again from θ̂, one by one.
 
     Raises:
         ValueError: when ``curvature`` is damped.
         NegativeCurvatureError: when H is not positive definite at θ̂.
-        RuntimeError: when a gradient norm stays above ``tolerance``.
-        FloatingPointError: when one is NaN or infinite.
+        RuntimeError: when one of the K does not reach an optimum with a gradient norm of ``tolerance``; names it.
+        FloatingPointError: when a gradient at θ̂ is NaN or infinite.
     """
     if curvature.damping:
         raise ValueError(f"damping={curvature.damping}: give the undamped curvature, retraining knows no damping")
     _ = curvature.cholesky  # raises here even where nothing pulls θ̂ away from a saddle
-    points, share = curvature.theta.repeat(len(examples), 1), curvature.theta.new_ones(len(examples), 1)
-    slopes = check_finite(gradients(points), "a gradient while retraining")
-    steps = Exact()(curvature, slopes.T).T
+    points, open_ = curvature.theta.repeat(len(varied), 1), torch.arange(len(varied), device=varied.device)
+
+    def newton(at: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Gradients of the open objectives, the steps against them, and their lengths, ∇ᵀH⁻¹∇."""
+        slopes = vmap(grad(objective), chunk_size=chunk)(at, varied[open_])
+        steps = Exact()(curvature, slopes.nan_to_num(0, 0, 0).T).T
+        lengths = (slopes * steps).sum(dim=1)
+        return slopes, steps, lengths.where(slopes.isfinite().all(dim=1), torch.inf)
+
+    here, share = points.clone(), points.new_ones(len(points))
+    slopes, steps, lengths = newton(here)
+    check_finite(slopes, "a gradient while retraining")
     for _ in range(max_iterations):
-        norms = slopes.norm(dim=1)
-        open_ = norms > tolerance
-        if not open_.any():
-            return points
-        ahead = points - share * steps
-        there = gradients(ahead)
-        steps_there = Exact()(curvature, there.nan_to_num(0, 0, 0).T).T
-        # ∇ᵀH⁻¹∇ is the length in which the plain steps contract
-        shorter = (there * steps_there).sum(dim=1, keepdim=True) < (slopes * steps).sum(dim=1, keepdim=True)
-        better = shorter & there.isfinite().all(dim=1, keepdim=True)
-        points, slopes, steps = (
-            torch.where(better, new, old) for new, old in ((ahead, points), (there, slopes), (steps_there, steps))
+        left = slopes.norm(dim=1) > tolerance
+        points[open_] = here
+        open_, here, share, slopes, steps, lengths = (
+            each[left] for each in (open_, here, share, slopes, steps, lengths)
         )
+        if len(open_) == 0:
+            return points
+        ahead = here - share[:, None] * steps
+        slopes_there, steps_there, lengths_there = newton(ahead)
+        better = lengths_there < lengths
+        here, slopes, steps = (
+            torch.where(better[:, None], new, old)
+            for new, old in ((ahead, here), (slopes_there, slopes), (steps_there, steps))
+        )
+        lengths = torch.where(better, lengths_there, lengths)
         share = torch.where(better, (2 * share).clamp(max=1), share / 2)
-    raise RuntimeError(
-        f"retraining without example {int(examples[open_][0])} stopped at gradient norm "
-        f"{norms.max().item():.2g}; raise the l2 regularisation or max_iterations"
-    )
+    for k in open_:
+        try:
+            points[k] = minimise(lambda theta, k=k: objective(theta, varied[k]), curvature.theta, tolerance=tolerance)
+        except (ArithmeticError, RuntimeError) as error:
+            raise RuntimeError(f"retraining without example {int(examples[k])}: {error}") from error
+    return points

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from metasp_lite.functional import Curvature, Objective, check_finite, gradient
+from metasp_lite.functional import Curvature, NegativeCurvatureError, Objective, check_finite
 from metasp_lite.solvers import ConjugateGradient
 
 
@@ -22,26 +22,28 @@ def minimise(
     ``adam_steps`` of torch's Adam (step 0.01) come first, for a network whose start is far from everything.
     torch's L-BFGS (strong Wolfe line search, history 60) finds the basin, then Newton steps with conjugate gradients
     finish: near the optimum L-BFGS cannot see progress in J any more, which is quadratic in what is left, but Newton
-    still sees it in ∇J.
+    still sees it in ∇J.  A point without a gradient may also be a saddle: conjugate gradients on a random vector look
+    for a direction along which J curves downwards.
 
     Raises:
-        NegativeCurvatureError: when L-BFGS left off where J is not convex.
+        NegativeCurvatureError: when L-BFGS left off where J is not convex, or training ended at a saddle.
         RuntimeError: when ‖∇J‖ stays above ``tolerance``; names what was reached.
         FloatingPointError: when J or its gradient is NaN or infinite.
     """
-    theta = _lbfgs(objective, adam(objective, theta, adam_steps), lbfgs_steps)
+    theta = lbfgs(objective, adam(objective, theta, adam_steps), lbfgs_steps)
     for _ in range(newton_steps):
         curvature = Curvature(objective, theta)
         if curvature.gradient.norm() <= tolerance:
-            return theta
+            return _require_minimum(curvature)
         # Solving far below the gradient's own size would be wasted: Newton squares the error each step anyway.
         solver = ConjugateGradient(
             newton_products, tolerance=max(1e-6, 0.1 * tolerance / curvature.gradient.norm().item())
         )
         theta = theta - solver(curvature, curvature.gradient)
-    reached = gradient(objective, theta).norm().item()
+    curvature = Curvature(objective, theta)
+    reached = curvature.gradient.norm().item()
     if reached <= tolerance:
-        return theta
+        return _require_minimum(curvature)
     raise RuntimeError(
         f"training stopped at gradient norm {reached:.2g}, above {tolerance:.2g}; "
         "allow more lbfgs_steps, raise the l2 regularisation, or use float64"
@@ -59,7 +61,8 @@ def adam(objective: Objective, theta: Tensor, steps: int) -> Tensor:
     return leaf.detach()
 
 
-def _lbfgs(objective: Objective, theta: Tensor, steps: int) -> Tensor:
+def lbfgs(objective: Objective, theta: Tensor, steps: int) -> Tensor:
+    """Take at most ``steps`` of torch's L-BFGS from θ ``(P,)``; fewer once no entry of ∇J is above 1e-7."""
     leaf = theta.detach().clone().requires_grad_()
     optimiser = torch.optim.LBFGS(
         [leaf],
@@ -78,3 +81,17 @@ def _lbfgs(objective: Objective, theta: Tensor, steps: int) -> Tensor:
 
     optimiser.step(closure)
     return check_finite(leaf.detach(), "the trained parameters")
+
+
+def _require_minimum(curvature: Curvature) -> Tensor:
+    """Return θ, unless some direction of a Krylov space curves downwards there; a flat one does not."""
+    theta = curvature.theta
+    probe = torch.randn(len(theta), generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(theta)
+    try:
+        ConjugateGradient(100)(curvature, probe)
+    except NegativeCurvatureError as found:
+        # Rounding is eps times λmax, which is at most the trace, and that is about P times the probe's curvature.
+        trace = len(theta) * (probe @ (curvature @ probe) / (probe @ probe)).abs().item()
+        if found.curvature < -torch.finfo(theta.dtype).eps * trace:
+            raise
+    return theta

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.func import grad, vmap
+from torch.func import vmap
 
 from metasp_lite.functional import Curvature, check_finite
-from metasp_lite.influence import newton, require_examples, retrained_without
+from metasp_lite.influence import minimise_all, require_examples, retrained_without
 from metasp_lite.stages import Joint, Proximal, Rule, ShortRun, Target, embedding_size, head_objective, same_embedding
 
 CHUNK = 8  # retrainings in memory at once
@@ -52,13 +52,10 @@ def fixed(left_out: LeftOut, finetuning: Curvature, target: Target) -> Tensor:
     head = Curvature(head_objective(finetuning.objective, start[:w]), start[w:], finetuning.damping)
     _require_optimum(head)
 
-    def gradient_of_head(theta: Tensor, embedding: Tensor) -> Tensor:
-        return grad(head_objective(finetuning.objective, embedding))(theta)
+    def on(theta: Tensor, embedding: Tensor) -> Tensor:
+        return head_objective(finetuning.objective, embedding)(theta)
 
-    def gradients(heads: Tensor) -> Tensor:
-        return vmap(gradient_of_head, chunk_size=CHUNK)(heads, left_out.embeddings)
-
-    heads = newton(head, gradients, left_out.examples)
+    heads = minimise_all(head, on, left_out.embeddings, left_out.examples, chunk=CHUNK)
     return _changes(target, torch.cat([left_out.embeddings, heads], dim=1), start)
 
 
@@ -73,13 +70,11 @@ def proximal(left_out: LeftOut, finetuning: Curvature, target: Target) -> Tensor
     _require_embedding(left_out, objective.center)
     _require_optimum(finetuning)
 
-    def gradient_at(theta: Tensor, center: Tensor) -> Tensor:
-        return grad(Proximal(objective.finetuning, center, objective.alpha))(theta)
+    def near(theta: Tensor, center: Tensor) -> Tensor:
+        return Proximal(objective.finetuning, center, objective.alpha)(theta)
 
-    def gradients(thetas: Tensor) -> Tensor:
-        return vmap(gradient_at, chunk_size=CHUNK)(thetas, left_out.embeddings)
-
-    return _changes(target, newton(finetuning, gradients, left_out.examples), finetuning.theta)
+    thetas = minimise_all(finetuning, near, left_out.embeddings, left_out.examples, chunk=CHUNK)
+    return _changes(target, thetas, finetuning.theta)
 
 
 def joint(curvature: Curvature, target: Target, examples: Tensor, *, fraction: float = 1.0) -> Tensor:

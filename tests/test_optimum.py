@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from analytic import Sine, logistic, mlp_with_validation, randn, ridge
+from analytic import Quadratic, Sine, logistic, mlp_with_validation, randn, ridge
 from sklearn.linear_model import LogisticRegression
 from sklearn.linear_model import Ridge as ScikitRidge
 from torch import nn
@@ -113,6 +113,29 @@ def test_newton_does_not_walk_up_to_a_maximum():
     with pytest.raises(NegativeCurvatureError) as caught:
         minimise(Objective(Sine(3)), theta, lbfgs_steps=0)
     assert caught.value.curvature == pytest.approx(-math.cos(0.1), rel=1e-12)  # −sin at all three
+
+
+@pytest.mark.parametrize("newton_steps", [0, 20])
+def test_a_saddle_without_a_gradient_is_not_taken_for_a_minimum(newton_steps):
+    curved = torch.linspace(0.1, 2, 30, dtype=torch.float64)
+    curved[7] = -1e-3
+    zero = torch.zeros(30, dtype=torch.float64)
+    with pytest.raises(NegativeCurvatureError) as caught:
+        minimise(Objective(Quadratic(torch.diag(curved))), zero, newton_steps=newton_steps)
+    assert -1e-3 <= caught.value.curvature < 0
+    curved[7] = 1e-3
+    assert torch.equal(minimise(Objective(Quadratic(torch.diag(curved))), zero), zero)
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(("size", "count"), [(30, 10), (300, 40)])
+def test_flat_directions_are_no_saddle(size, count, seed):
+    """More parameters than examples and no penalty: many minima, each of them right."""
+    x, y = randn(count, size, seed=seed), randn(count, 1, seed=seed + 10)
+    losses = ExampleLosses(nn.Linear(size, 1, bias=False).double(), x, y, lambda z, y: ((z - y) ** 2).flatten())
+    theta = minimise(Objective(losses), torch.zeros(size, dtype=torch.float64))
+    # the gradient, 2 xᵀ(residuals)/n, is below 1e-10, and x has singular values above √size − √count > 2
+    assert (x @ theta - y[:, 0]).norm() < REACHED * count / 4
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """The two-stage problems of notebook 06, its picker, and the command that stores its studies."""
 
 import json
+import os
 from dataclasses import replace
 
 import ipywidgets
@@ -8,7 +9,7 @@ import matplotlib.pyplot as plt
 import pytest
 import torch
 
-from metasp_lite import __main__, plots, stage_studies, widgets
+from metasp_lite import __main__, plots, settings, stage_studies, widgets
 from metasp_lite.functional import Curvature
 from metasp_lite.solvers import Exact
 from metasp_lite.stage_problems import SETUPS, Setup, TwoStages
@@ -134,3 +135,40 @@ def test_every_study_finishes_on_a_small_problem_and_says_what_it_measured(monke
     assert len(one["true"]) == len(one["predicted"]) == 6
     assert one["cost"]["share_per_thousand"] > 0
     assert set(one["r_by_truth"]) > {"retrained to the optimum"}
+
+
+def test_the_study_of_optima_tells_a_minimum_from_what_is_none(monkeypatch):
+    monkeypatch.setitem(SETUPS, "fashion-mnist", replace(SMALL, first=(0, 5), first_per_class=60, l2=0.06, width=32))
+    rows = {row["variant"]: row for row in stage_studies.optima("fashion-mnist")["rows"]}
+    here = rows["as in the notebook"]
+    assert here["gradient_norm"] < 1e-5  # L-BFGS stops at 1e-7 of each of a few hundred entries
+    assert here["not_positive"] == 0
+    problem = TwoStages(Setup(**here["setup"]))
+    theta = stage_studies.minimise(problem.pretraining, problem.first_start, adam_steps=400)
+    spectrum = torch.linalg.eigvalsh(torch.func.hessian(problem.pretraining)(theta))
+    assert here["eigenvalues"] == pytest.approx([float(spectrum[0]), float(spectrum[-1])], rel=1e-3)  # at 1e-5 from θ̂
+    assert rows["maxima"]["setup"]["pooling"] == "maxima"
+    assert rows["maxima"]["loss"] != here["loss"]
+    assert rows["a tenth of the penalty"]["loss"] < here["loss"]
+    for row in rows.values():
+        assert (row["not_positive"] > 0) == (row["eigenvalues"][0] <= 0), row["variant"]
+
+
+def test_pooling_is_by_averages_or_maxima():
+    for pooling, layer in (("averages", torch.nn.AvgPool2d), ("maxima", torch.nn.MaxPool2d)):
+        embedding = TwoStages(replace(SMALL, pooling=pooling)).pretraining.losses.model.embedding
+        assert sum(isinstance(each, layer) for each in embedding) == 2
+
+
+@pytest.mark.skipif("METASP_DATA" not in os.environ, reason="METASP_DATA names no folder of real images")
+def test_cifar_is_birds_and_frogs_and_then_the_other_eight():
+    if not (settings.data_dir() / "cifar10").is_dir():
+        pytest.skip(f"METASP_DATA has no folder cifar10: {settings.data_dir()}")
+    problem = TwoStages(SETUPS["cifar10"])
+    assert problem.pretraining_images.classes == ("bird", "frog")
+    assert set(problem.finetuning_images.classes) == {
+        "airplane", "automobile", "cat", "deer", "dog", "horse", "ship", "truck"
+    }  # fmt: skip
+    assert problem.pretraining.losses.inputs.shape == (1000, 3, 14, 14)
+    unrelated = TwoStages(replace(SETUPS["cifar10"], second=stage_studies.TASKS["cifar10"][1], second_per_class=5))
+    assert unrelated.finetuning_images.classes == ("automobile", "deer")  # the paper's
