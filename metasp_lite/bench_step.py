@@ -72,7 +72,7 @@ def oracle_step(
 STEPS: dict[str, Callable[..., object]] = {
     "sgd": sgd_step,
     "er": er_step,
-    "metasp": metasp_step,
+    "metasp": partial(metasp_step, variant=paper),  # the oracle's weights
     "oracle": oracle_step,
     "oracle-shared": partial(oracle_step, shared=True),
 }

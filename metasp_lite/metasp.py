@@ -88,13 +88,14 @@ def metasp_gradient(
     old: Examples,
     new: Examples,
     *,
-    variant: Variant = paper,
+    variant: Variant = official,
     pseudo_steps: int = 1,
     loss: LossFunction = cross_entropy,
 ) -> MetaSPStep:
     """Compute the MetaSP step on ``batch`` without taking it; ``model`` and ``optimizer`` stay as they are.
 
-    ``old`` and ``new`` are the validation sets V_old (from the memory) and V_new (from the new task).  The
+    ``old`` and ``new`` are the validation sets V_old (from the memory) and V_new (from the new task).  ``variant``
+    turns influences into weights; those of ``paper`` have no bound, and training with them may run away.  The
     pseudo-update follows the optimiser's own rule, with its momentum.  Batch-norm in training mode takes batch
     statistics in every pass, and each validation set is a batch of its own.  Parameters that require no gradient stay
     where they are.  Cost for K = 1, in forward passes of an example: 9 for each of the batch and 3 for each of the

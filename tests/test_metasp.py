@@ -310,15 +310,24 @@ def test_an_example_lowers_the_old_loss_when_its_weight_is_raised_if_its_influen
 
 
 def test_paper_minimises_the_loss_less_the_fused_influence():
-    """The real gradient is that of ℓ(B) − I*ᵀL(B), with I* held fixed; so it is unless another variant is given."""
+    """The real gradient is that of ℓ(B) − I*ᵀL(B), with I* held fixed."""
     model, optimizer = learner(cnn, RULES["SGD"])
-    step = metasp_gradient(model, optimizer, BATCH, OLD, NEW)
+    step = metasp_gradient(model, optimizer, BATCH, OLD, NEW, variant=paper)
     losses = cross_entropy(model(BATCH[0]), BATCH[1])
     (losses.mean() - step.fusion.influence @ losses).backward()
     for name, parameter in model.named_parameters():
         assert_close(step.gradient[name], parameter.grad)
     gamma = step.fusion.gamma
     assert_close(step.fusion.influence, gamma * step.stability + (1 - gamma) * step.plasticity)
+
+
+def test_the_weights_have_a_bound_unless_it_is_given_up():
+    begin = learner(cnn, RULES["SGD"])
+    weights = [
+        metasp_gradient(*begin, BATCH, OLD, NEW, **given).fusion.weights for given in ({}, {"variant": official})
+    ]
+    assert torch.equal(*weights)
+    assert not torch.equal(weights[0], metasp_gradient(*begin, BATCH, OLD, NEW, variant=paper).fusion.weights)
 
 
 def vector(*numbers):
