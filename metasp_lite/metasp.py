@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from metasp_lite.functional import LossFunction, check_finite, cross_entropy, refuse_dropout, refuse_shared_layers
+from metasp_lite.functional import LossFunction, check_finite, cross_entropy, refuse_shared_layers
 from metasp_lite.pareto import min_norm_pair
 from metasp_lite.pseudo_update import Parameters, PseudoUpdate, SGDRule, mean_and_gradient
 
@@ -44,11 +44,19 @@ def official(stability: Tensor, plasticity: Tensor, stability_loss: Tensor, plas
     """Weigh as the authors' code does: each influence is first rescaled to the norm ℓ(V, θ').
 
     γ* is then clipped to [0.001, 0.999], and w = (1 − I*) / Σ(1 − I*).  Takes I_S and I_P ``(n,)`` and the two
-    validation losses ``()`` after the pseudo-update.  An influence that is zero everywhere stays zero.
+    validation losses ``()`` after the pseudo-update.  An influence that is zero everywhere stays zero.  With both
+    losses at most ℓ < √n, no |w_i| is above (1 + ℓ) / (n − √n ℓ), since ‖I*‖ ≤ ℓ; beyond √n there is no bound.
 
     Raises:
+        ValueError: when a validation loss is negative: rescaling by it would turn every influence round.
         FloatingPointError: when Σ(1 − I*) is not positive, so that no such weights exist.
     """
+    for name, size in {"old": stability_loss, "new": plasticity_loss}.items():
+        if size < 0:
+            raise ValueError(
+                f"the mean loss of {name} is {size.item():.3g} after the pseudo-update, and the variant 'official' "
+                "rescales influences by it; add a constant to the loss, or use the variant 'paper'"
+            )
     stability, plasticity = _rescaled(stability, stability_loss), _rescaled(plasticity, plasticity_loss)
     gamma = min_norm_pair(stability, plasticity).gamma.clamp(0.001, 0.999)
     fused = gamma * stability + (1 - gamma) * plasticity
@@ -103,16 +111,16 @@ def metasp_gradient(
 
     Raises:
         ValueError: when a set is empty or its labels differ in number, when the optimiser is not SGD, lacks a
-            parameter of the model or holds a foreign one, or when the model has dropout in training mode or one layer
-            under two names.
+            parameter of the model or holds a foreign one, when the model draws random numbers (dropout in training
+            mode), leaves a trained parameter out of the losses or has one layer under two names, or when
+            ``pseudo_steps`` is below 1.
         FloatingPointError: when a loss, a parameter, an influence or the gradient is NaN or infinite.
     """
     for name, (inputs, labels) in {"batch": batch, "old": old, "new": new}.items():
         if len(inputs) != len(labels) or len(inputs) == 0:
             raise ValueError(f"{name} has {len(inputs)} inputs and {len(labels)} labels; give as many, at least one")
-    refuse_dropout(model)
     refuse_shared_layers(model)
-    trained = _trained(model, optimizer)
+    trained = trained_parameters(model, optimizer)
     buffers: dict[str, Tensor] = {}
 
     def losses(parameters: Parameters, examples: Examples = batch) -> Tensor:
@@ -141,20 +149,26 @@ def metasp_step(
 ) -> MetaSPStep:
     """Take the step that ``metasp_gradient`` computes from the same arguments, and return it.
 
-    Moves the parameters and the momentum by ``optimizer.step()``, and the model's buffers; the gradient stays in the
-    parameters' ``grad``.  Where ``metasp_gradient`` raises, nothing has moved.
+    Moves the parameters and the momentum by ``optimizer.step()``, and the model's buffers; the parameters' ``grad``
+    holds what the optimiser made of the gradient.  Where ``metasp_gradient`` raises, nothing has moved.
     """
     step = metasp_gradient(model, optimizer, batch, old, new, **settings)
     for name, parameter in model.named_parameters():
-        parameter.grad = step.gradient.get(name)
+        # a copy: with Nesterov momentum torch may add to it in place, and the step returned would change
+        parameter.grad = step.gradient[name].clone() if name in step.gradient else None
     optimizer.step()
     for name, buffer in model.named_buffers():
         buffer.copy_(step.buffers[name])
     return step
 
 
-def _trained(model: nn.Module, optimizer: torch.optim.SGD) -> dict[str, tuple[nn.Parameter, SGDRule]]:
-    """Return the parameters that the optimiser moves, by name, each with its rule."""
+def trained_parameters(model: nn.Module, optimizer: torch.optim.SGD) -> dict[str, tuple[nn.Parameter, SGDRule]]:
+    """Return the parameters that the optimiser moves, by name, each with its rule.
+
+    Raises:
+        ValueError: when the optimiser is not SGD or has dampening or maximize, when it lacks a parameter that requires
+            a gradient or holds a foreign one, or when no parameter requires one.
+    """
     if type(optimizer) is not torch.optim.SGD:
         raise ValueError(f"{type(optimizer).__name__} is not followed by a pseudo-update; use torch.optim.SGD")
     rules = {parameter: SGDRule.of(group) for group in optimizer.param_groups for parameter in group["params"]}

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from metasp_lite.functional import LossFunction, cross_entropy
-from metasp_lite.metasp import Examples
+from metasp_lite.metasp import Examples, trained_parameters
 
 
 def influences_by_autograd(
@@ -25,19 +25,28 @@ def influences_by_autograd(
     θ_K is reached from the model's θ by ``pseudo_steps`` steps of the optimiser, which has one parameter group, on
     (1/n) Σ (1 + ε_i) ℓ(x_i, θ); all of them stay in one graph, which is differentiated backwards.  Model and optimiser
     stay as they are.
+
+    Raises:
+        ValueError: when the optimiser has several groups, when ``pseudo_steps`` is below 1, or when
+            ``metasp.trained_parameters`` refuses model and optimiser.
     """
+    trained = {name: parameter for name, (parameter, _) in trained_parameters(model, optimizer).items()}
+    if len(optimizer.param_groups) > 1 or pseudo_steps < 1:
+        raise ValueError(
+            f"{len(optimizer.param_groups)} parameter groups and pseudo_steps={pseudo_steps}: the oracle takes one "
+            "group and at least one step"
+        )
     (group,) = optimizer.param_groups
-    names = [name for name, _ in model.named_parameters()]
 
     def losses(parameters: list[Tensor], examples: Examples) -> Tensor:
         buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
-        state = dict(zip(names, parameters, strict=True)) | buffers
+        state = dict(zip(trained, parameters, strict=True)) | buffers
         return loss(functional_call(model, state, (examples[0],)), examples[1])
 
-    parameters = [p.detach().clone().requires_grad_() for p in model.parameters()]
-    # torch would leave a first momentum out of the graph: it copies the gradient there; zeros give the same number
-    momenta = [optimizer.state.get(p, {}).get("momentum_buffer") for p in model.parameters()]
-    momenta = [torch.zeros_like(p) if m is None else m for p, m in zip(parameters, momenta, strict=True)]
+    parameters = [p.detach().requires_grad_() for p in trained.values()]
+    momenta = [optimizer.state.get(p, {}).get("momentum_buffer") for p in trained.values()]
+    if group["momentum"]:  # torch would leave a first momentum out of the graph: it copies the gradient there
+        momenta = [torch.zeros_like(p) if m is None else m for p, m in zip(parameters, momenta, strict=True)]
     weights = torch.zeros(len(batch[1]), dtype=parameters[0].dtype, device=parameters[0].device, requires_grad=True)
     for _ in range(pseudo_steps):
         objective = ((1 + weights) * losses(parameters, batch)).mean()
@@ -48,9 +57,14 @@ def influences_by_autograd(
         step.param_groups[0]["params"] = parameters  # not leaves, which the constructor would refuse
         for parameter, slope, momentum in zip(parameters, gradient, momenta, strict=True):
             parameter.grad = slope
-            step.state[parameter]["momentum_buffer"] = momentum.clone()  # it moves this in place too
+            if group["momentum"]:
+                step.state[parameter]["momentum_buffer"] = momentum.clone()  # it moves this in place too
         step.step()
-        momenta = [step.state[p]["momentum_buffer"] for p in parameters]
-    values = [losses(parameters, examples).mean() for examples in validation_sets]
-    influences = [torch.autograd.grad(value, weights, retain_graph=True)[0] for value in values]
-    return influences, [value.detach() for value in values]
+        momenta = [step.state[p].get("momentum_buffer") for p in parameters]
+    influences, values = [], []
+    for place, examples in enumerate(validation_sets, start=1):
+        value = losses(parameters, examples).mean()
+        kept = place < len(validation_sets)  # the last one frees the graph
+        influences.append(torch.autograd.grad(value, weights, retain_graph=kept)[0])
+        values.append(value.detach())
+    return influences, values

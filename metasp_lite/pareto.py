@@ -21,7 +21,7 @@ def min_norm_pair(first: Tensor, second: Tensor) -> MinNormPoint:
     Source: MetaSP, eq. 11 and appendix I; Désidéri 2012.  ``first`` g₁ and ``second`` g₂ are ``(n,)`` floats.
     Degenerate cases: equal vectors leave γ free, and 0.5 is returned; a zero vector is itself the shortest; opposite
     vectors meet in the point 0, where no direction improves both.  Both vectors are divided by their largest entry
-    first, so that no square overflows or vanishes.
+    first, so that no square overflows or vanishes; sums of half-precision squares are taken in float32.
 
     Raises:
         ValueError: when the two are not floating-point vectors of one length and one dtype.
@@ -35,7 +35,8 @@ def min_norm_pair(first: Tensor, second: Tensor) -> MinNormPoint:
     check_finite(second, "the second vector")
     scale = torch.maximum(first.abs().max(), second.abs().max())
     scale = torch.where(scale > 0, scale, 1.0)
-    unit_first, unit_second = first / scale, second / scale
+    precise = torch.promote_types(first.dtype, torch.float32)
+    unit_first, unit_second = (first / scale).to(precise), (second / scale).to(precise)
     difference = unit_second - unit_first
     size = difference.abs().max()
     direction = difference / torch.where(size > 0, size, 1.0)
@@ -47,5 +48,5 @@ def min_norm_pair(first: Tensor, second: Tensor) -> MinNormPoint:
     first_is_longer = unit_first.norm() > unit_second.norm()
     gamma = torch.where(first_is_longer, of_first, 1 - of_second)
     rest = torch.where(first_is_longer, 1 - of_first, of_second)
-    gamma, rest = (torch.where(size > 0, weight, 0.5) for weight in (gamma, rest))  # 0/0 where the vectors are equal
+    gamma, rest = (torch.where(size > 0, weight, 0.5).to(first) for weight in (gamma, rest))  # 0/0: they are equal
     return MinNormPoint(gamma, gamma * first + rest * second)

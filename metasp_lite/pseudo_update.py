@@ -1,8 +1,10 @@
 """Steps of SGD taken to be differentiated with respect to the weights of their examples (MetaSP, section 4.2)."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Self
 
 import torch
@@ -19,7 +21,7 @@ def mean_and_gradient(losses: Losses, parameters: Sequence[Tensor]) -> tuple[Ten
     """Return the mean of the losses ``()`` and its gradient, one tensor for each of ``parameters``."""
     leaves = _leaves(parameters)
     mean = losses(leaves).mean()
-    return mean.detach(), torch.autograd.grad(mean, leaves)
+    return mean.detach(), torch.autograd.grad(mean, leaves, materialize_grads=True)
 
 
 @dataclass(frozen=True)
@@ -91,14 +93,15 @@ class PseudoUpdate:
         ``losses`` must do the same at every call.  Keeps K−1 copies of the parameters besides the first step's graph.
 
         Raises:
-            ValueError: for fewer than one step, or losses that are not one number for each example.
+            ValueError: for fewer than one step, or losses that are not one number for each example, draw random
+                numbers or do not depend on one of the parameters.
             FloatingPointError: when a loss or a moved parameter is NaN or infinite.
         """
         if steps < 1:
             raise ValueError(f"steps={steps}: take at least one pseudo-step")
         self._function, self._rules, self._leaves = losses, tuple(rules), _leaves(parameters)
         self._tape = Tape()
-        with self._tape.record():
+        with self._tape.record(), _no_random_numbers(self._leaves[0].device):
             self._losses = losses(self._leaves)
         if self._losses.dim() != 1:
             raise ValueError(
@@ -106,7 +109,13 @@ class PseudoUpdate:
                 'as reduction="none" does'
             )
         self.losses = check_finite(self._losses.detach(), "the loss of an example")  # L(θ), before the step
-        gradient_ = torch.autograd.grad(self._losses.mean(), self._leaves, retain_graph=True)
+        gradient_ = torch.autograd.grad(self._losses.mean(), self._leaves, retain_graph=True, allow_unused=True)
+        unused = [(place, tuple(leaf.shape)) for place, leaf in enumerate(self._leaves) if gradient_[place] is None]
+        if unused:
+            raise ValueError(
+                f"the losses do not depend on these parameters (place, shape): {unused}; freeze what the network does "
+                "not use by requires_grad_(False)"
+            )
         path = [tuple(leaf.detach() for leaf in self._leaves)]
         momentum = tuple(momenta)
         for k in range(steps):
@@ -171,6 +180,28 @@ class _Chain:
             d + rule.weight_decay * g + product
             for rule, d, g, product in zip(self._rules, self._d_theta, d_gradient, hessian_products, strict=True)
         ]
+
+
+@contextmanager
+def _no_random_numbers(device: torch.device) -> Iterator[None]:
+    """Refuse what draws random numbers, which would be others at the next call; puts the generators back.
+
+    Raises:
+        ValueError: when one was drawn on the CPU or on ``device``.
+    """
+    places = [(torch.random.get_rng_state, torch.random.set_rng_state)]
+    if device.type != "cpu":
+        module = torch.get_device_module(device)
+        places.append((partial(module.get_rng_state, device), partial(module.set_rng_state, device=device)))
+    before = [get() for get, _ in places]
+    yield
+    if not all(torch.equal(get(), state) for (get, _), state in zip(places, before, strict=True)):
+        for (_, put_back), state in zip(places, before, strict=True):
+            put_back(state)
+        raise ValueError(
+            "the losses draw random numbers at every call, so that no influence is defined; set the p of dropout "
+            "layers to 0 or put what draws into evaluation mode (module.eval())"
+        )
 
 
 def _leaves(parameters: Sequence[Tensor]) -> Parameters:

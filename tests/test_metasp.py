@@ -143,6 +143,19 @@ def test_the_gradient_is_what_the_step_takes():
     assert_close(expected.losses, cross_entropy(copy.deepcopy(begin[0])(BATCH[0]), BATCH[1]).detach())
 
 
+def test_a_step_taken_keeps_its_gradient_where_torch_adds_the_momentum_in_place():
+    """So it does with Nesterov momentum and no weight decay, where all parameters go in one call (default on CUDA)."""
+    model, optimizer = learner(cnn, RULES["SGD"])
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, nesterov=True, foreach=True)
+    metasp_step(model, optimizer, BATCH, OLD, NEW)
+    expected = metasp_gradient(model, optimizer, BATCH, OLD, NEW).gradient
+    taken = metasp_step(model, optimizer, BATCH, OLD, NEW).gradient
+    assert any(not torch.equal(parameter.grad, taken[name]) for name, parameter in model.named_parameters())
+    optimizer.zero_grad(set_to_none=False)
+    for name, gradient in taken.items():
+        assert torch.equal(gradient, expected[name])
+
+
 def test_many_steps_move_the_running_averages_as_a_plain_loop_does():
     """Five steps with the plain weights 1/n, by a variant that gives just these: of the other passes nothing stays."""
 
@@ -389,6 +402,27 @@ def test_official_refuses_weights_that_do_not_sum_to_something_positive(loss):
         official(influence, influence, vector(loss).squeeze(), vector(loss).squeeze())
 
 
+@pytest.mark.parametrize("losses", [(-1.0, 2.0), (2.0, -1.0)])
+def test_official_refuses_to_turn_influences_round(losses):
+    """Rescaled to a negative length, what harms would gain weight."""
+    with pytest.raises(ValueError, match=r"loss of (old|new) is -1 .* add a constant to the loss, or use .* 'paper'"):
+        official(vector(1, -1), vector(1, -1), *(vector(loss).squeeze() for loss in losses))
+
+
+def test_the_weights_of_official_have_the_bound_that_its_docstring_gives():
+    """Random influences, and a fan of unit vectors between e₀ and the diagonal, where the sum of 1 − I* is least."""
+    n, loss = 9, 2.5
+    draw = torch.Generator().manual_seed(0)
+    bound = (1 + loss) / (n - math.sqrt(n) * loss)
+    angles = torch.linspace(0, 2 * math.pi, 200, dtype=torch.float64)[:, None]
+    e0, others = torch.eye(n, dtype=torch.float64)[0], torch.ones(n, dtype=torch.float64) / math.sqrt(n - 1)
+    others[0] = 0
+    fan = angles.cos() * e0 + angles.sin() * others
+    random = torch.randn(200, n, generator=draw, dtype=torch.float64)
+    weights = [official(v, v, *vector(loss, loss)).weights.abs().max() for v in (*fan, *random)]
+    assert bound / 4 < max(weights) <= bound
+
+
 # ------------------------------------------------------------------------------------- nothing moves that should not
 
 
@@ -439,6 +473,39 @@ def test_the_oracle_changes_nothing():
     before = snapshot(model, optimizer)
     influences_by_autograd(model, optimizer, BATCH, OLD, NEW, pseudo_steps=2)
     assert_identical(snapshot(model, optimizer), before)
+
+
+def test_the_oracle_leaves_frozen_parameters_where_they_are():
+    """Against a difference quotient: the loss of OLD after a plain step of the last layer, in a weight of the batch."""
+    model, _ = learner(cnn, RULES["SGD"])
+    for parameter in model[:-1].parameters():
+        parameter.requires_grad_(False)
+    last = list(model[-1].parameters())
+    optimizer = torch.optim.SGD(last, lr=0.1)
+
+    def after(weight):
+        weights = torch.full((len(BATCH[1]),), 1 / len(BATCH[1]), dtype=torch.float64)
+        weights[2] *= 1 + weight
+        moved = copy.deepcopy(model)
+        plain_step(moved, torch.optim.SGD(moved[-1].parameters(), lr=0.1), BATCH, weights)
+        with torch.no_grad():
+            return cross_entropy(moved(OLD[0]), OLD[1]).mean()
+
+    (influence,), _ = influences_by_autograd(model, optimizer, BATCH, OLD)
+    quotient = (after(1e-4) - after(-1e-4)) / 2e-4
+    torch.testing.assert_close(influence[2], quotient, rtol=1e-6, atol=0)  # second differences of 1e-8, rounding 1e-12
+
+
+@pytest.mark.parametrize(
+    ("groups", "steps", "settings"), [(2, 1, {}), (1, 0, {}), (1, 1, {"dampening": 0.5}), (1, 1, {"maximize": True})]
+)
+def test_the_oracle_refuses_what_it_does_not_follow(groups, steps, settings):
+    model, _ = learner(cnn, RULES["SGD"])
+    parameters = list(model.parameters())
+    lists = [parameters] if groups == 1 else [parameters[:2], parameters[2:]]
+    optimizer = torch.optim.SGD([{"params": each} for each in lists], lr=0.1, **settings)
+    with pytest.raises(ValueError, match=r"parameter groups and pseudo_steps|is not followed by a pseudo-update"):
+        influences_by_autograd(model, optimizer, BATCH, OLD, pseudo_steps=steps)
 
 
 @dataclass
@@ -498,6 +565,37 @@ def with_dropout(situation):
     situation.model.append(nn.Dropout(0.3))
 
 
+class Noise(nn.Module):
+    """Not a dropout layer, but random all the same."""
+
+    def forward(self, x):
+        return x + torch.randn_like(x)
+
+
+def with_noise(situation):
+    situation.model.append(Noise())
+
+
+class Unused(nn.Module):
+    """A parameter that no loss depends on."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(3, dtype=torch.float64))
+
+    def forward(self, x):
+        return x
+
+
+def with_an_unused_parameter(situation):
+    situation.model.append(Unused())
+    situation.optimizer.add_param_group({"params": [situation.model[-1].weight]})
+
+
+def with_a_negative_loss(situation):
+    situation.settings["loss"] = lambda logits, labels: cross_entropy(logits, labels) - 30
+
+
 def with_a_layer_twice(situation):
     situation.model.insert(1, situation.model[0])
 
@@ -551,7 +649,10 @@ REFUSED = {
     "dampening": (group(dampening=0.5), ValueError, "dampening=0.5 is not followed by a pseudo-update; leave it out"),
     "maximize": (group(maximize=True), ValueError, "maximize=True is not followed by a pseudo-update; leave it out"),
     "zero lr": (group(lr=0.0), ValueError, "lr=0.0.*must have a positive lr"),
-    "dropout": (with_dropout, ValueError, "layer '11' draws anew at every call; set its p to 0 or call model.eval"),
+    "dropout": (with_dropout, ValueError, "draw random numbers at every call.*set the p of dropout layers to 0 or put"),
+    "noise": (with_noise, ValueError, "draw random numbers at every call"),
+    "an unused parameter": (with_an_unused_parameter, ValueError, r"\[\(8, \(3,\)\)\]; freeze .* requires_grad_"),
+    "a negative loss": (with_a_negative_loss, ValueError, "mean loss of old is -2.* or use the variant 'paper'"),
     "a layer twice": (with_a_layer_twice, ValueError, "layers '0' and '1' are one; give it one name and call it twice"),
     "no step": (pseudo_steps(0), ValueError, "steps=0: take at least one pseudo-step"),
     "mean loss": (with_mean_loss, ValueError, r"losses have the shape \(\): give one for each example"),
@@ -564,9 +665,11 @@ def test_a_step_that_is_refused_moves_nothing_and_says_why(spoil, error, message
     spoil(situation)
     model, optimizer = situation.model, situation.optimizer
     before = snapshot(model, optimizer)
+    randomness = torch.get_rng_state()
     with pytest.raises(error, match=message):
         metasp_step(model, optimizer, situation.batch, situation.old, situation.new, **situation.settings)
     assert_identical(snapshot(model, optimizer), before)
+    assert torch.equal(torch.get_rng_state(), randomness)
 
 
 def test_dropout_in_evaluation_mode_is_no_obstacle():

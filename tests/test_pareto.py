@@ -425,3 +425,13 @@ def test_anything_but_two_vectors_of_one_length_is_refused(first, second):
 def test_dtypes_without_fractions_or_unlike_each_other_are_refused(dtypes):
     with pytest.raises(ValueError, match=f"dtypes {dtypes[0]} and {dtypes[1]}: give floating-point"):
         min_norm_pair(torch.ones(2, dtype=dtypes[0]), torch.ones(2, dtype=dtypes[1]))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_does_not_overflow(dtype):
+    """70,000 squares of one add up to more than float16 holds."""
+    ones = torch.ones(70_000, dtype=dtype)
+    gamma, point = min_norm_pair(ones, -ones)
+    assert gamma.dtype == point.dtype == dtype
+    assert float(gamma) == 0.5
+    assert float(point.abs().max()) == 0
