@@ -18,7 +18,7 @@ from metasp_lite.functional import (
     gradient,
     loss_directional_derivatives,
 )
-from metasp_lite.optimum import minimise
+from metasp_lite.optimum import minimise, require_optimum
 from metasp_lite.pseudo_update import PseudoUpdate, SGDRule
 from metasp_lite.solvers import Exact, Solver
 
@@ -92,15 +92,10 @@ def retrained_without(
         RuntimeError: when θ̂ is no optimum, or when retraining does not reach ‖∇J₋ᵢ‖ ≤ ``tolerance``.
     """
     objective, n = curvature.objective, len(curvature.objective.losses)
-    examples = examples.to(curvature.theta.device)
-    require_examples(examples, n)
+    examples = require_examples(examples, curvature)
     if not 0 < fraction <= 1:
         raise ValueError(f"fraction={fraction} must lie above 0 and be at most 1")
-    if curvature.gradient.norm() > tolerance:
-        raise RuntimeError(
-            f"the gradient norm {curvature.gradient.norm().item():.2g} is above {tolerance:.2g}: "
-            "train to an optimum first (metasp_lite.optimum.minimise)"
-        )
+    require_optimum(curvature, tolerance, "training")
 
     def without(theta: Tensor, example: Tensor) -> Tensor:
         return objective(theta) - fraction * objective.losses(theta, example.unsqueeze(0)).squeeze(0) / n
@@ -110,14 +105,22 @@ def retrained_without(
     )
 
 
-def require_examples(examples: Tensor, n: int) -> None:
-    """Refuse ``examples`` that do not exist among n: nothing would be left out, or something else.
+def require_examples(examples: Tensor, curvature: Curvature, n: int | None = None) -> Tensor:
+    """Return the indices ``examples (L,)`` on the curvature's device, as int64; ``n`` is that of its losses if None.
 
     Raises:
-        ValueError: when one does not exist, or when there is none.
+        ValueError: when they are not a vector of integers, when one does not exist among n (nothing would be left
+            out, or something else), or when there is none.
     """
+    n = len(curvature.objective.losses) if n is None else n
+    if examples.dim() != 1 or examples.is_floating_point() or examples.dtype == torch.bool:
+        raise ValueError(
+            f"examples have the shape {tuple(examples.shape)} and {examples.dtype}: give a vector of indices, such as "
+            "mask.nonzero()[:, 0]"
+        )
     if len(examples) == 0 or int(examples.min()) < 0 or int(examples.max()) >= n:
         raise ValueError(f"examples must be at least one index between 0 and {n - 1}, got {examples.tolist()}")
+    return examples.to(curvature.theta.device, torch.int64)
 
 
 def minimise_all(
@@ -134,8 +137,9 @@ def minimise_all(
 
     ``objective(theta, varied[k])`` is the k-th of them at θ ``(P,)``; gradients of ``chunk`` at a time are in memory.
     Newton steps from θ̂ with the Hessian H of the known objective as a fixed metric, as H⁻¹∇²J_k is nearly the identity;
-    a step that would lengthen the gradient, measured by H⁻¹, is halved until it does not.  Where ``max_iterations`` of
-    them do not arrive, leaving out is no small change: ``optimum.minimise`` trains those again from θ̂, one by one.
+    a step that would lengthen the gradient, measured by H⁻¹, is halved until it does not.  Where ``max_iterations``
+    steps do not reach the optimum, leaving the example out is too large a change for H: ``optimum.minimise`` trains
+    those again from θ̂, one by one.
 
     Raises:
         ValueError: when ``curvature`` is damped.
@@ -158,7 +162,7 @@ def minimise_all(
     here, share = points.clone(), points.new_ones(len(points))
     slopes, steps, lengths = newton(here)
     check_finite(slopes, "a gradient while retraining")
-    for _ in range(max_iterations):
+    for iteration in range(max_iterations + 1):
         left = slopes.norm(dim=1) > tolerance
         points[open_] = here
         open_, here, share, slopes, steps, lengths = (
@@ -166,6 +170,8 @@ def minimise_all(
         )
         if len(open_) == 0:
             return points
+        if iteration == max_iterations:
+            break
         ahead = here - share[:, None] * steps
         slopes_there, steps_there, lengths_there = newton(ahead)
         better = lengths_there < lengths

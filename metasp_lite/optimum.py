@@ -22,11 +22,13 @@ def minimise(
     ``adam_steps`` of torch's Adam (step 0.01) come first, for a network whose start is far from everything.
     torch's L-BFGS (strong Wolfe line search, history 60) finds the basin, then Newton steps with conjugate gradients
     finish: near the optimum L-BFGS cannot see progress in J any more, which is quadratic in what is left, but Newton
-    still sees it in ∇J.  A point without a gradient may also be a saddle: conjugate gradients on a random vector look
-    for a direction along which J curves downwards.
+    still sees it in ∇J.  Where the gradient vanishes may also be a saddle: a hundred products of conjugate gradients
+    on a random vector look for a direction along which J curves downwards.  They find a curvature of −λmax/100, and
+    may miss one of −λmax/10,000; ``Curvature.cholesky``, and so every exact influence, misses none.
 
     Raises:
-        NegativeCurvatureError: when L-BFGS left off where J is not convex, or training ended at a saddle.
+        NegativeCurvatureError: when L-BFGS left off where J is not convex, or training ended at a saddle and a hundred
+            products saw it.
         RuntimeError: when ‖∇J‖ stays above ``tolerance``; names what was reached.
         FloatingPointError: when J or its gradient is NaN or infinite.
     """
@@ -83,6 +85,20 @@ def lbfgs(objective: Objective, theta: Tensor, steps: int) -> Tensor:
     return check_finite(leaf.detach(), "the trained parameters")
 
 
+def require_optimum(curvature: Curvature, tolerance: float, what: str) -> None:
+    """Refuse a point where ``what`` has not ended: the descent still to go would count as an example's effect.
+
+    Raises:
+        RuntimeError: when ‖∇J‖ is above ``tolerance``.
+    """
+    norm = curvature.gradient.norm().item()
+    if not norm <= tolerance:
+        raise RuntimeError(
+            f"the gradient norm {norm:.2g} of {what} is above {tolerance:.2g}: "
+            "train to an optimum first (metasp_lite.optimum.minimise)"
+        )
+
+
 def _require_minimum(curvature: Curvature) -> Tensor:
     """Return θ, unless some direction of a Krylov space curves downwards there; a flat one does not."""
     theta = curvature.theta
@@ -90,7 +106,7 @@ def _require_minimum(curvature: Curvature) -> Tensor:
     try:
         ConjugateGradient(100)(curvature, probe)
     except NegativeCurvatureError as found:
-        # Rounding is eps times λmax, which is at most the trace, and that is about P times the probe's curvature.
+        # Rounding is eps times the largest |λ|, which P times the probe's curvature is well above but for an unlucky H.
         trace = len(theta) * (probe @ (curvature @ probe) / (probe @ probe)).abs().item()
         if found.curvature < -torch.finfo(theta.dtype).eps * trace:
             raise

@@ -13,6 +13,7 @@ from torch.func import vmap
 
 from metasp_lite.functional import Curvature, check_finite
 from metasp_lite.influence import minimise_all, require_examples, retrained_without
+from metasp_lite.optimum import require_optimum
 from metasp_lite.stages import Joint, Proximal, Rule, ShortRun, Target, embedding_size, head_objective, same_embedding
 
 CHUNK = 8  # retrainings in memory at once
@@ -34,6 +35,7 @@ def leave_out(pretraining: Curvature, examples: Tensor, *, fraction: float = 1.0
         ValueError, RuntimeError, NegativeCurvatureError: as ``influence.retrained_without``.
     """
     w = embedding_size(pretraining.objective.losses.model)
+    examples = require_examples(examples, pretraining)
     retrained = retrained_without(pretraining, examples, fraction=fraction, chunk=CHUNK)
     return LeftOut(examples, retrained[:, :w], pretraining.theta[:w])
 
@@ -50,7 +52,7 @@ def fixed(left_out: LeftOut, finetuning: Curvature, target: Target) -> Tensor:
     start, w = finetuning.theta, len(left_out.embedding)
     _require_embedding(left_out, start[:w])
     head = Curvature(head_objective(finetuning.objective, start[:w]), start[w:], finetuning.damping)
-    _require_optimum(head)
+    require_optimum(head, 1e-9, "finetuning")
 
     def on(theta: Tensor, embedding: Tensor) -> Tensor:
         return head_objective(finetuning.objective, embedding)(theta)
@@ -68,7 +70,7 @@ def proximal(left_out: LeftOut, finetuning: Curvature, target: Target) -> Tensor
     """
     objective = finetuning.objective
     _require_embedding(left_out, objective.center)
-    _require_optimum(finetuning)
+    require_optimum(finetuning, 1e-9, "finetuning")
 
     def near(theta: Tensor, center: Tensor) -> Tensor:
         return Proximal(objective.finetuning, center, objective.alpha)(theta)
@@ -84,7 +86,7 @@ def joint(curvature: Curvature, target: Target, examples: Tensor, *, fraction: f
         ValueError: for an example that is not of pretraining; and what ``retrained_without`` raises.
     """
     objective: Joint = curvature.objective
-    require_examples(examples, len(objective.pretraining.losses))  # the joint losses go on with finetuning's
+    examples = require_examples(examples, curvature, len(objective.pretraining.losses))  # finetuning's come after
     thetas = retrained_without(curvature, examples, fraction=fraction, chunk=CHUNK)
     return _changes(objective.of_finetuned(target), thetas, curvature.theta)
 
@@ -102,14 +104,14 @@ class Protocol:
     """How the paper retrains: some steps of Adam for each stage from the trained weights, not to an optimum."""
 
     rule: Rule
-    steps: int = 100  # of each stage
+    steps: tuple[int, int] = (100, 100)  # of the first stage and of the second
     batch: int = 512  # or all examples of the stage, where it has fewer
     matched: bool = True  # whether all retrainings see the same batches
     seed: int = 0  # of the batches
 
     def __post_init__(self) -> None:
         """Refuse runs of no step, and batches that the removed example may be alone in."""
-        if self.steps < 1 or self.batch < 2:
+        if min(self.steps) < 1 or self.batch < 2:
             raise ValueError(f"steps={self.steps}, batch={self.batch}: take at least one step, on two examples or more")
 
 
@@ -121,11 +123,14 @@ def by_protocol(
     Raises:
         ValueError: when the two networks do not have one and the same embedding, or for an example that is not there.
     """
-    require_examples(examples, len(pretraining.objective.losses))
+    examples = require_examples(examples, pretraining)
     draw, w = torch.Generator().manual_seed(protocol.seed), same_embedding(pretraining, finetuning)
     removed = torch.cat([examples.new_tensor([-1]), examples])  # the first is the control
     stages = [stage.objective for stage in (pretraining, finetuning)]
-    batches = [_batches(protocol, len(removed), len(stage.losses), draw).to(examples.device) for stage in stages]
+    batches = [
+        _batches(protocol, steps, len(removed), len(stage.losses), draw).to(examples.device)
+        for steps, stage in zip(protocol.steps, stages, strict=True)
+    ]
 
     def again(example: Tensor, first: Tensor, second: Tensor) -> Tensor:
         def without(theta: Tensor, index: Tensor) -> Tensor:
@@ -141,10 +146,10 @@ def by_protocol(
     return _changes(target, torch.stack(thetas), control)
 
 
-def _batches(protocol: Protocol, runs: int, size: int, draw: torch.Generator) -> Tensor:
+def _batches(protocol: Protocol, steps: int, runs: int, size: int, draw: torch.Generator) -> Tensor:
     """Draw the batches of each run, ``(runs, T, B)``; matched ones are the same for all."""
     drawn = [
-        torch.stack([torch.randperm(size, generator=draw)[: protocol.batch] for _ in range(protocol.steps)])
+        torch.stack([torch.randperm(size, generator=draw)[: protocol.batch] for _ in range(steps)])
         for _ in range(1 if protocol.matched else runs)
     ]
     return torch.stack(drawn).expand(runs, -1, -1)
@@ -161,14 +166,4 @@ def _require_embedding(left_out: LeftOut, embedding: Tensor) -> None:
     if not torch.equal(left_out.embedding, embedding):
         raise ValueError(
             "the second stage does not have the embedding of the first; finetune the one that was pretrained"
-        )
-
-
-def _require_optimum(curvature: Curvature, tolerance: float = 1e-9) -> None:
-    """Refuse a second stage that is not at its optimum: its own way there would count as the example's effect."""
-    norm = curvature.gradient.norm().item()
-    if norm > tolerance:
-        raise RuntimeError(
-            f"the gradient norm {norm:.2g} of finetuning is above {tolerance:.2g}: "
-            "train it to an optimum first (metasp_lite.optimum.minimise)"
         )

@@ -33,14 +33,18 @@ class Setup:
     size: int = 14  # pixels
     l2: float = 0.01
     seed: int = 0  # of the starting weights
+    papers: tuple[str, ...] = ("MNIST",)  # the experiments whose protocols are followed, below
 
 
 SETUPS = {
     "fashion-mnist": Setup(),
     "mnist": Setup("mnist", None),
     # Bird and frog, then the others; the layers are those for MNIST: CIFAR's have no clean optimum (study "optima").
-    "cifar10": Setup("cifar10", None, (2, 6), (0, 1, 3, 4, 5, 7, 8, 9), 500, 75, 3),
+    "cifar10": Setup("cifar10", None, (2, 6), (0, 1, 3, 4, 5, 7, 8, 9), 500, 75, 3, papers=("MNIST", "CIFAR")),
 }
+# the damping of G'' and of F_ΘΘ in the paper's appendix B, and how it retrains there
+PAPER_DAMPING = {"MNIST": (1e-2, 1e-8), "CIFAR": (1e-8, 1e-6)}
+PAPER_PROTOCOL = {"MNIST": ((100, 100), 512), "CIFAR": ((6000, 3000), 128)}
 POOLING = {"averages": nn.AvgPool2d, "maxima": nn.MaxPool2d}
 
 
@@ -110,9 +114,15 @@ class TwoStages:
         draw = torch.Generator().manual_seed(1)
         return torch.randperm(len(self.pretraining_images), generator=draw)[:count].to(settings.device())
 
-    def short_run(self, steps: int, batch: int = 64) -> ShortRun:
-        """Finetuning as it is done: ``steps`` of Adam (0.001) on drawn batches, the embedding moving along."""
-        draw, size = torch.Generator().manual_seed(2), len(self.finetuning_images)
+    def short_run(self, steps: int, batch: int = 64, seed: int = 2) -> ShortRun:
+        """Finetuning as it is done: ``steps`` of Adam (0.001) on batches drawn by ``seed``; the embedding moves, too.
+
+        Raises:
+            ValueError: for fewer than one step.
+        """
+        if steps < 1:
+            raise ValueError(f"steps={steps}: take at least one")
+        draw, size = torch.Generator().manual_seed(seed), len(self.finetuning_images)
         batches = torch.stack([torch.randperm(size, generator=draw)[:batch] for _ in range(steps)])
         return ShortRun(self.finetuning, Adam(), batches.to(settings.device()))
 

@@ -4,7 +4,7 @@ import argparse
 import dataclasses
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -12,8 +12,8 @@ from torch import Tensor
 from metasp_lite import metrics, results, retraining, settings
 from metasp_lite.functional import Curvature, NegativeCurvatureError, Objective
 from metasp_lite.optimum import adam, lbfgs, minimise
-from metasp_lite.solvers import ConjugateGradient, Exact, GaussNewton, Identity, Solver
-from metasp_lite.stage_problems import SETUPS, TwoStages
+from metasp_lite.solvers import ConjugateGradient, Exact, GaussNewton, Identity
+from metasp_lite.stage_problems import PAPER_DAMPING, PAPER_PROTOCOL, SETUPS, Setup, TwoStages
 from metasp_lite.stages import (
     Adam,
     Joint,
@@ -29,11 +29,21 @@ from metasp_lite.stages import (
 )
 
 OUT = results.RESULTS_DIR / "stages"
-# the classes of pretraining, and of an unrelated task
+
+
+@dataclass(frozen=True)
+class Tasks:
+    """The classes of pretraining, and of an unrelated task; whether each seed draws images of its own."""
+
+    first: tuple[int, int]
+    unrelated: tuple[int, int]
+    draws: bool = True
+
+
 TASKS = {
-    "fashion-mnist": ((2, 4), (5, 8)),  # pullover and coat; sandal and bag
-    "mnist": ((3, 5), (0, 1)),
-    "cifar10": ((2, 6), (1, 4)),  # the paper's: bird and frog; automobile and deer
+    "fashion-mnist": Tasks((2, 4), (5, 8), draws=False),  # pullover, coat; sandal, bag; the bundle has too few images
+    "mnist": Tasks((3, 5), (0, 1)),
+    "cifar10": Tasks((2, 6), (1, 4)),  # the paper's: bird and frog; automobile and deer
 }
 
 
@@ -41,72 +51,79 @@ def ablations(problem: TwoStages, pretrained: Curvature, finetuned: Curvature) -
     """Scores of all pretraining examples with one part of Theorem 1 spoiled at a time, each ``(K, m)``."""
     theta, head, test = pretrained.theta, finetuned.theta, problem.test
 
-    def with_solver(solver: Solver) -> Tensor:
-        return fixed_embedding(pretrained, finetuned, test, solver)
+    def damped(first: float, second: float) -> Tensor:
+        curvatures = Curvature(problem.pretraining, theta, first), Curvature(problem.finetuning, head, second)
+        return fixed_embedding(*curvatures, test, Exact())
 
-    damped = Curvature(problem.pretraining, theta, damping=1e-2), Curvature(problem.finetuning, head, damping=1e-8)
     direct = target_gradients(test, head)[:, : problem.embedding]
     return {
-        "both Hessians": with_solver(Exact()),
-        "damping 0.01 and 1e-8, the paper's": fixed_embedding(*damped, test, Exact()),
-        "Gauss–Newton matrices": with_solver(GaussNewton()),
-        "identity matrices": with_solver(Identity()),
+        "both Hessians": fixed_embedding(pretrained, finetuned, test, Exact()),
+        **{f"damping {d:g} and {e:g} (the paper's for {name})": damped(d, e) for name, (d, e) in PAPER_DAMPING.items()},
+        "Gauss–Newton matrices": fixed_embedding(pretrained, finetuned, test, GaussNewton()),
+        "identity matrices": fixed_embedding(pretrained, finetuned, test, Identity()),
         "without the Θ-term": pretraining_influence(pretrained, direct, Exact()),
-        "300 steps of Adam instead of an optimum": _unconverged(problem, 300),
     }
 
 
-def _unconverged(problem: TwoStages, steps: int) -> Tensor:
-    """Scores where training stopped early, with the least damping of 0, 0.001, 0.002, 0.004, … that allows them."""
+def unfinished(problem: TwoStages, steps: int) -> tuple[Tensor, float]:
+    """Scores ``(K, m)`` after ``steps`` of Adam, with the least damping of 0, 0.001, 0.002, 0.004, … that allows them.
+
+    Returns that damping, too.
+    """
     theta, damping = adam(problem.pretraining, problem.first_start, steps), 0.0
     sensitivity = fixed_sensitivity(problem.finetuned(theta), problem.test, Exact())
     while True:
         try:
-            return pretraining_influence(Curvature(problem.pretraining, theta, damping), sensitivity, Exact())
+            return pretraining_influence(Curvature(problem.pretraining, theta, damping), sensitivity, Exact()), damping
         except NegativeCurvatureError:
             damping = max(2 * damping, 1e-3)
 
 
+def protocols(setup: Setup) -> dict[str, retraining.Protocol]:
+    """Ways to retrain as the paper does for ``setup.papers``; the first also with batches of each run's own."""
+    found = {}
+    for paper in setup.papers:
+        steps, batch = PAPER_PROTOCOL[paper]
+        name = " and ".join(map(str, dict.fromkeys(steps)))  # 100, or 6000 and 3000
+        found[f"{name} steps of Adam on shared batches (the paper's for {paper})"] = (steps, batch, True)
+    first, *_ = found
+    found[first.replace("shared", "own")] = (*found[first][:2], False)
+    return {name: retraining.Protocol(Adam(), *settings) for name, settings in found.items()}
+
+
 def leave_one_out(name: str) -> dict[str, object]:
-    """Predicted against true leave-one-out changes, with ablations, the paper's protocol and what scoring costs."""
-    start, problem = time.perf_counter(), TwoStages(SETUPS[name])
+    """Predicted against true leave-one-out changes, with ablations, the paper's protocols and what scoring costs."""
+    problem = TwoStages(SETUPS[name])
     pretrained = problem.pretrained()
     finetuned = problem.finetuned(pretrained.theta)
     examples, m = problem.left_out(), len(problem.pretraining_images)
     without = retraining.leave_out(pretrained, examples)
     scores = ablations(problem, pretrained, finetuned)
-    truths = {
-        "retrained to the optimum": retraining.fixed(without, finetuned, problem.test),
-        "100 steps of Adam, matched batches": _by_protocol(problem, pretrained, finetuned, examples, True),
-        "100 steps of Adam, other batches": _by_protocol(problem, pretrained, finetuned, examples, False),
-    }
-    true = truths["retrained to the optimum"]
+    scores["300 steps of Adam instead of an optimum"], damping = unfinished(problem, 300)
     predicted = {each: -score[:, examples] / m for each, score in scores.items()}
-    exact = predicted["both Hessians"]
+    truths = {"retrained to the optimum": retraining.fixed(without, finetuned, problem.test)}
+    for each, protocol in protocols(problem.setup).items():
+        truths[each] = retraining.by_protocol(protocol, pretrained, finetuned, problem.test, examples)
+    true, exact = truths["retrained to the optimum"], predicted["both Hessians"]
     tenth = retraining.fixed(retraining.leave_out(pretrained, examples, fraction=0.1), finetuned, problem.test)
     return {
         "setup": dataclasses.asdict(problem.setup),
         "parameters": [len(pretrained.theta), len(finetuned.theta), problem.embedding],
         "gradient_norm": float(pretrained.gradient.norm()),
         "smallest_eigenvalue": pretrained.smallest_eigenvalue,
+        "damping_unfinished": damping,
         "examples": examples.tolist(),
-        "predicted": exact.tolist(),
-        "true": true.tolist(),
+        "predicted": {each: table.tolist() for each, table in predicted.items()},
+        "true": {each: table.tolist() for each, table in truths.items()},
         "r": metrics.pearson(true.flatten(), exact.flatten()),
         "r_interval": metrics.bootstrap_pearson(true, exact),
         "r_tenth_of_weight": metrics.pearson(tenth.flatten(), exact.flatten()),
-        "r_by_score": {each: metrics.pearson(true.flatten(), p.flatten()) for each, p in predicted.items()},
-        "r_by_truth": {each: metrics.pearson(t.flatten(), exact.flatten()) for each, t in truths.items()},
+        "r_by_truth": {
+            truth: {each: metrics.pearson(t.flatten(), p.flatten()) for each, p in predicted.items()}
+            for truth, t in truths.items()
+        },
         "cost": scoring_cost(problem, pretrained, finetuned),
-        "wall_seconds": round(time.perf_counter() - start, 1),
     }
-
-
-def _by_protocol(
-    problem: TwoStages, pretrained: Curvature, finetuned: Curvature, examples: Tensor, matched: bool
-) -> Tensor:
-    protocol = retraining.Protocol(Adam(), matched=matched)
-    return retraining.by_protocol(protocol, pretrained, finetuned, problem.test, examples)
 
 
 def scoring_cost(problem: TwoStages, pretrained: Curvature, finetuned: Curvature, rounds: int = 3) -> dict[str, float]:
@@ -136,59 +153,64 @@ def scoring_cost(problem: TwoStages, pretrained: Curvature, finetuned: Curvature
 
 def tasks(name: str, seeds: Sequence[int] = range(5)) -> dict[str, object]:
     """Mean |score| where finetuning has the pretraining's own task, and where it has an unrelated one (section 4.3)."""
-    start, base = time.perf_counter(), SETUPS[name]
-    first, unrelated = TASKS[name]
+    chosen, rows = TASKS[name], []
+    size = {"first_per_class": 300, "second_per_class": 300, "test_per_class": 20}
+    for seed in seeds:
+        drawn = replace(SETUPS[name], first=chosen.first, **size, seed=seed, skip=300 * seed * chosen.draws)
+        pretrained = TwoStages(drawn).pretrained()
+        for task, classes in (("same", chosen.first), ("unrelated", chosen.unrelated)):
+            problem = TwoStages(replace(drawn, second=classes))
+            finetuned = problem.finetuned(pretrained.theta)
+            score = float(fixed_embedding(pretrained, finetuned, problem.test, Exact()).abs().mean())
+            rows.append({"setup": dataclasses.asdict(problem.setup), "seed": seed, "task": task, "score": score})
+    return {"rows": rows}
+
+
+def amounts(
+    name: str,
+    seeds: Sequence[int] = range(5),
+    cases: Sequence[tuple[int, int]] = ((1, 1), (1, 3), (3, 1), (3, 3)),
+    per_class: int = 100,
+) -> dict[str, object]:
+    """Mean |unrolled score| with multiples of the finetuning examples and of the 100 steps (section 4.4)."""
     rows = []
     for seed in seeds:
-        common = replace(base, first=first, first_per_class=300, second_per_class=300, test_per_class=20, seed=seed)
-        shifted = replace(common, skip=0 if name == "fashion-mnist" else 300 * seed)
-        pretrained, row = None, {"seed": seed}
-        for task, classes in (("same", first), ("unrelated", unrelated)):
-            problem = TwoStages(replace(shifted, second=classes))
-            pretrained = pretrained or problem.pretrained()
-            finetuned = problem.finetuned(pretrained.theta)
-            row[task] = float(fixed_embedding(pretrained, finetuned, problem.test, Exact()).abs().mean())
-        rows.append(row)
-    return {
-        "setup": dataclasses.asdict(common),
-        "unrelated": unrelated,
-        "rows": rows,
-        "wall_seconds": round(time.perf_counter() - start, 1),
-    }
-
-
-def amounts(name: str, seeds: Sequence[int] = range(5)) -> dict[str, object]:
-    """Mean |unrolled score| with three times the finetuning examples, three times the steps, or both (section 4.4)."""
-    start, rows = time.perf_counter(), []
-    for seed in seeds:
-        base = replace(SETUPS[name], seed=seed, second_per_class=100)
+        base = replace(SETUPS[name], seed=seed, second_per_class=per_class)
         pretrained = TwoStages(base).pretrained()
-        for examples in (1, 3):
-            problem = TwoStages(replace(base, second_per_class=100 * examples))
-            for steps in (1, 3):
-                embedding = pretrained.theta[: problem.embedding]
-                run = problem.short_run(100 * steps)
-                sensitivity = unrolled_sensitivity(run, embedding, problem.head_start, problem.test)
-                score = float(pretraining_influence(pretrained, sensitivity, Exact()).abs().mean())
-                rows.append({"seed": seed, "examples": examples, "steps": steps, "score": score})
-    return {
-        "setup": dataclasses.asdict(base),
-        "rows": rows,
-        "wall_seconds": round(time.perf_counter() - start, 1),
-    }
+        for examples, steps in cases:
+            problem = TwoStages(replace(base, second_per_class=per_class * examples))
+            embedding, run = pretrained.theta[: problem.embedding], problem.short_run(100 * steps)
+            sensitivity = unrolled_sensitivity(run, embedding, problem.head_start, problem.test)
+            score = float(pretraining_influence(pretrained, sensitivity, Exact()).abs().mean())
+            row = {"setup": dataclasses.asdict(problem.setup), "seed": seed, "examples": examples, "steps": steps}
+            rows.append({**row, "score": score})
+    return {"rows": rows}
 
 
-def updated(name: str, alpha: float = 0.01, steps: int = 100) -> dict[str, object]:
-    """Scores for an embedding that finetuning updates: each against its own truth, and against real finetuning runs."""
-    start, problem = time.perf_counter(), TwoStages(SETUPS[name])
+def lengths(name: str, seeds: Sequence[int] = range(5)) -> dict[str, object]:
+    """As ``amounts``, with the same examples and ever longer runs."""
+    return amounts(name, seeds, cases=[(1, steps) for steps in (1, 2, 3, 6, 10)])
+
+
+def updated(
+    name: str, alpha: float = 0.01, steps: int = 100, alphas: Sequence[float] = (1e-4, 1e-3, 0.01, 0.1, 1, 10, 100)
+) -> dict[str, object]:
+    """Scores for an embedding that finetuning updates: each against its own truth, and against real finetuning runs.
+
+    Those of the proximal reading also for other ``alphas``.
+    """
+    problem = TwoStages(SETUPS[name])
     pretrained, test = problem.pretrained(), problem.test
     fixed = problem.finetuned(pretrained.theta)
     w, m, examples = problem.embedding, len(problem.pretraining_images), problem.left_out()
     without, run = retraining.leave_out(pretrained, examples), problem.short_run(steps)
     real = retraining.finetuned_by(without, run, problem.head_start, test)
 
-    proximal = Proximal(problem.finetuning, pretrained.theta[:w], alpha)
-    near = Curvature(proximal, minimise(proximal, fixed.theta, tolerance=1e-9))
+    def held(alpha: float) -> Curvature:
+        proximal = Proximal(problem.finetuning, pretrained.theta[:w], alpha)
+        return Curvature(proximal, minimise(proximal, fixed.theta, tolerance=1e-9))
+
+    near = held(alpha)
     joint = Joint(problem.pretraining, problem.finetuning, alpha)
     both = torch.cat([pretrained.theta, fixed.theta[w:]])
     at_joint = Curvature(joint, minimise(joint, both, tolerance=1e-9, adam_steps=200))
@@ -206,13 +228,21 @@ def updated(name: str, alpha: float = 0.01, steps: int = 100) -> dict[str, objec
         "unrolled": real,
     }
     predicted = {each: -score[:, examples] / m for each, score in scores.items()}
+    by_alpha = []
+    for each in alphas:
+        score = pretraining_influence(pretrained, proximal_sensitivity(held(each), test, Exact()), Exact())
+        row = {"alpha": each, "mean_score": float(score.abs().mean())}
+        row["r_real"] = metrics.pearson(real.flatten(), -score[:, examples].flatten())
+        theorem = scores["fixed embedding (Theorem 1)"]
+        row["difference_from_theorem_1"] = float((score - theorem).norm() / theorem.norm())
+        by_alpha.append(row)
     return {
         "setup": dataclasses.asdict(problem.setup),
+        "by_alpha": by_alpha,
         "alpha": alpha,
         "steps": steps,
         "r_own": {each: metrics.pearson(own[each].flatten(), predicted[each].flatten()) for each in own},
         "r_real": {each: metrics.pearson(real.flatten(), predicted[each].flatten()) for each in own},
-        "wall_seconds": round(time.perf_counter() - start, 1),
     }
 
 
@@ -221,7 +251,7 @@ def optima(name: str) -> dict[str, object]:
 
     Of each the gradient norm, the extreme eigenvalues of G'', and how many are not positive.
     """
-    start, base, rows = time.perf_counter(), SETUPS[name], []
+    base, rows = SETUPS[name], []
     for variant, setup in {
         "as in the notebook": base,
         "maxima": replace(base, pooling="maxima"),
@@ -244,13 +274,14 @@ def optima(name: str) -> dict[str, object]:
                 "not_positive": int((eigenvalues <= 0).sum()),
             }
         )
-    return {"rows": rows, "wall_seconds": round(time.perf_counter() - start, 1)}
+    return {"rows": rows}
 
 
 STUDIES: dict[str, Callable[[str], dict[str, object]]] = {
     "leave-one-out": leave_one_out,
     "tasks": tasks,
     "amounts": amounts,
+    "lengths": lengths,
     "updated": updated,
     "optima": optima,
 }
@@ -272,6 +303,8 @@ def run(arguments: argparse.Namespace) -> int:
     torch.set_num_threads(1)  # as the notebook does: small products gain nothing from more
     for study in arguments.studies or STUDIES:
         path = OUT / f"{study}-{arguments.data}.json"
-        results.write(path, STUDIES[study](arguments.data))
+        start = time.perf_counter()
+        found = STUDIES[study](arguments.data)
+        results.write(path, {**found, "wall_seconds": round(time.perf_counter() - start, 1)})
         print(path.relative_to(settings.PROJECT_DIR))
     return 0

@@ -303,7 +303,7 @@ def drawn(monkeypatch):
 @pytest.mark.parametrize("matched", [True, False])
 @pytest.mark.parametrize("batch", [2, 7, 512])
 def test_the_protocol_is_a_plain_loop_of_adam_over_both_stages(drawn, matched, batch):
-    protocol = retraining.Protocol(Adam(0.02, eps=1e-3), steps=9, batch=batch, matched=matched, seed=3)
+    protocol = retraining.Protocol(Adam(0.02, eps=1e-3), steps=(9, 9), batch=batch, matched=matched, seed=3)
     answer = retraining.by_protocol(protocol, *curvatures(), TARGET, CHOSEN)
     first, second = drawn
     assert first.shape == (1 + len(CHOSEN), 9, min(batch, M))
@@ -318,7 +318,7 @@ def test_the_protocol_is_a_plain_loop_of_adam_over_both_stages(drawn, matched, b
 
 def test_batches_hold_no_example_twice_and_depend_on_the_seed_alone(drawn):
     def draw(seed):
-        protocol = retraining.Protocol(Adam(0.02), steps=4, batch=7, seed=seed)
+        protocol = retraining.Protocol(Adam(0.02), steps=(4, 4), batch=7, seed=seed)
         retraining.by_protocol(protocol, *curvatures(), TARGET, torch.tensor([0]))
         first, second = drawn[-2:]
         return torch.cat([first[0], second[0]])
@@ -335,7 +335,7 @@ def test_batches_hold_no_example_twice_and_depend_on_the_seed_alone(drawn):
 
 
 def test_matched_batches_of_which_none_holds_the_example_leave_no_change(drawn):
-    protocol = retraining.Protocol(Adam(0.02), steps=2, batch=3)
+    protocol = retraining.Protocol(Adam(0.02), steps=(2, 2), batch=3)
     answer = retraining.by_protocol(protocol, *curvatures(), TARGET, torch.arange(M))
     seen = torch.zeros(M, dtype=torch.bool)
     seen[drawn[0][0].flatten()] = True
@@ -356,9 +356,9 @@ def test_a_stage_that_is_not_at_its_optimum_is_refused():
     first, second = curvatures()
     beside = torch.zeros(W + THETA, dtype=torch.float64)
     beside[W:] = 1e-4
-    with pytest.raises(RuntimeError, match="of finetuning is above 1e-09: train it to an optimum first"):
+    with pytest.raises(RuntimeError, match="of finetuning is above 1e-09: train to an optimum first"):
         fixed(first, moved(second, beside), TARGET, CHOSEN)
-    with pytest.raises(RuntimeError, match="of finetuning is above 1e-09: train it to an optimum first"):
+    with pytest.raises(RuntimeError, match="of finetuning is above 1e-09: train to an optimum first"):
         proximal(first, moved(proximal_problem(), 1e-4), TARGET, CHOSEN)
     beside = torch.zeros(W + U, dtype=torch.float64)
     beside[W:] = 1e-4
@@ -415,7 +415,20 @@ def test_an_example_that_pretraining_does_not_have_is_refused(examples):
             retrain()
 
 
-@pytest.mark.parametrize(("steps", "batch"), [(0, 4), (-1, 4), (3, 1), (3, 0)])
+@pytest.mark.parametrize("examples", [torch.ones(M, dtype=torch.bool), torch.tensor([0.5, 3.0]), torch.tensor(3)])
+def test_examples_that_are_no_vector_of_indices_are_refused(examples):
+    """A mask would be read as the examples 0 and 1, and a fraction as none."""
+    first = curvatures()[0]
+    for retrain in (
+        lambda: retraining.leave_out(first, examples),
+        lambda: retraining.joint(joint_problem(), TARGET, examples),
+        lambda: retraining.by_protocol(retraining.Protocol(Adam()), *curvatures(), TARGET, examples),
+    ):
+        with pytest.raises(ValueError, match=r"give a vector of indices, such as mask.nonzero\(\)"):
+            retrain()
+
+
+@pytest.mark.parametrize(("steps", "batch"), [((0, 5), 4), ((5, -1), 4), ((3, 3), 1), ((3, 3), 0)])
 def test_a_protocol_without_steps_or_with_an_example_alone_in_its_batch_is_refused(steps, batch):
     with pytest.raises(ValueError, match="take at least one step, on two examples or more"):
         retraining.Protocol(Adam(), steps=steps, batch=batch)
