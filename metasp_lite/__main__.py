@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from metasp_lite import bench, data, grid, methods, presets, settings, stage_studies, tour
+from metasp_lite.functional import NotConvergedError
 from metasp_lite.train import InUseError, train
 
 
@@ -101,7 +102,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = build_parser().parse_args(argv)
     try:
         return arguments.run(arguments)
-    except (OSError, ValueError, FloatingPointError, InUseError) as error:
+    except (OSError, ValueError, ArithmeticError, NotConvergedError, InUseError) as error:
         print(f"metasp_lite: {error}", file=sys.stderr)
         return 1
     except torch.OutOfMemoryError as error:

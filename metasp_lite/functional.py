@@ -220,14 +220,20 @@ class Curvature:
         """Lower Cholesky factor C ``(P, P)``, C Cᵀ = H + δI.  Kept, so that further solves cost almost nothing.
 
         Raises:
-            NegativeCurvatureError: when H + δI is not positive definite; names the smallest eigenvalue.
+            NegativeCurvatureError: when H + δI is not positive definite, or singular to rounding; names the smallest
+                eigenvalue.
         """
         # H is symmetric, so its transpose is H in LAPACK's column order: factored in place, without a second copy.
         factor = self.dense().mT
         info = torch.empty((), dtype=torch.int32, device=factor.device)
         torch.linalg.cholesky_ex(factor, out=(factor, info))
-        if info.item() != 0:
-            raise NegativeCurvatureError(self.smallest_eigenvalue, self.damping)
+        pivots = factor.diagonal().square()
+        # rounding leaves about √P eps of a pivot that should be zero, and a solution as large as one over that
+        rounding = len(factor) ** 0.5 * torch.finfo(factor.dtype).eps
+        if info.item() != 0 or pivots.min() <= rounding * pivots.max():
+            eigenvalues = torch.linalg.eigvalsh(self.dense())
+            singular = eigenvalues[0] > -rounding * eigenvalues[-1]
+            raise NegativeCurvatureError(0.0 if singular else float(eigenvalues[0]), self.damping)
         return factor
 
     @cached_property
@@ -251,20 +257,48 @@ class Curvature:
 
         operator = scipy.sparse.linalg.LinearOperator((size, size), matvec=product, dtype=np.float64)
         start = np.random.default_rng(0).standard_normal(size)  # fixed, so that the answer is too
-        (value,) = scipy.sparse.linalg.eigsh(operator, k=1, which=which, v0=start, tol=1e-4, return_eigenvectors=False)
-        return float(value)
+        try:
+            settings = {"v0": start, "tol": 1e-4, "return_eigenvectors": False}
+            values = scipy.sparse.linalg.eigsh(operator, k=1, which=which, **settings)
+        except scipy.sparse.linalg.ArpackNoConvergence:  # eigenvalues too close together: the dense matrix has them all
+            values = torch.linalg.eigvalsh(self.dense())
+        return float(values[-1] if which == "LA" else values[0])
+
+        def product(vector: np.ndarray) -> np.ndarray:
+            return (self @ torch.as_tensor(vector.ravel()).to(self.theta)).cpu().numpy()
+
+        operator = scipy.sparse.linalg.LinearOperator((size, size), matvec=product, dtype=np.float64)
+        start = np.random.default_rng(0).standard_normal(size)  # fixed, so that the answer is too
+        try:
+            values = scipy.sparse.linalg.eigsh(
+                operator, k=1, which=which, v0=start, tol=1e-4, return_eigenvectors=False
+            )
+        except (
+            scipy.sparse.linalg.ArpackNoConvergence
+        ):  # many eigenvalues close together: the dense matrix has them all
+            values = torch.linalg.eigvalsh(self.dense())
+        return float(values[-1] if which == "LA" else values[0])
+
+
+class NotConvergedError(RuntimeError):
+    """A solver or training did not come as near to its end as was asked of it."""
 
 
 class NegativeCurvatureError(ArithmeticError):
     """H + δI is not positive definite, so θ is not a (damped) minimum and an influence does not exist there."""
 
     def __init__(self, curvature: float, damping: float = 0.0, where: str = "here") -> None:
-        """Say which ``curvature`` vᵀ(H + δI)v/‖v‖² was met, ``where``, and the way out."""
+        """Say which ``curvature`` vᵀ(H + δI)v/‖v‖² was met, ``where``, and the way out.
+
+        One of zero was met in a Hessian that is singular.
+        """
         self.curvature, self.damping = curvature, damping
         place = where if where == "here" else f"in {where}"
+        negative = curvature < 0
+        kind, more = ("not positive definite", f" by more than {-curvature:.2g}") if negative else ("singular", "")
         super().__init__(
-            f"met curvature {curvature:.3g} with damping {damping:.3g}: the Hessian is not positive definite {place}; "
-            f"train to a minimum, raise the l2 regularisation, or raise the damping by more than {-curvature:.2g}"
+            f"met curvature {curvature:.3g} with damping {damping:.3g}: the Hessian is {kind} {place}; "
+            f"train to a minimum, raise the l2 regularisation, or raise the damping{more}"
         )
 
 
@@ -278,7 +312,7 @@ def _gradient_graph(objective: Callable[[Tensor], Tensor], theta: Tensor) -> tup
 
 def _hessian_by_products(leaf: Tensor, gradient_: Tensor, chunk: int) -> Tensor:
     """H ``(P, P)`` from the graph of ∇J, ``chunk`` columns at a time, for any twice differentiable J."""
-    hessian = leaf.new_empty(len(leaf), len(leaf), requires_grad=False)
+    hessian = leaf.new_empty(len(leaf), len(leaf))
     for start in range(0, len(leaf), chunk):
         rows = hessian[start : start + chunk]
         unit = torch.zeros_like(rows)
@@ -292,9 +326,15 @@ def _hessian_by_products(leaf: Tensor, gradient_: Tensor, chunk: int) -> Tensor:
 
 
 def _first_linear(losses: Callable[..., Tensor]) -> int | None:
-    """Return the place of a leading linear layer in the sequential model behind ``losses``, or None."""
+    """Return the place of a leading linear layer in the sequential model behind ``losses``, or None.
+
+    None also where it may act otherwise than its layers one after the other: in a subclass, with hooks, or where layers
+    share parameters.
+    """
     model = getattr(losses, "model", None)
-    if not isinstance(model, nn.Sequential):
+    if type(model) is not nn.Sequential or any(m._forward_hooks or m._forward_pre_hooks for m in model.modules()):
+        return None
+    if len(list(model.named_parameters(remove_duplicate=False))) > len(list(model.named_parameters())):
         return None
     place = next((i for i, module in enumerate(model) if not isinstance(module, nn.Flatten)), None)
     if place == 0 and losses.inputs.dim() != 2:

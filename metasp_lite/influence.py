@@ -13,6 +13,7 @@ from torch.func import grad, vmap
 
 from metasp_lite.functional import (
     Curvature,
+    NotConvergedError,
     Objective,
     check_finite,
     gradient,
@@ -87,12 +88,14 @@ def retrained_without(
 
     Raises:
         ValueError: when ``curvature`` is damped, since retraining is not, when an example does not exist, or when
-            ``fraction`` is not above 0 and at most 1.
+            ``fraction`` is not above 0 and at most 1, or ``tolerance`` not above 0.
         NegativeCurvatureError: when H is not positive definite at θ̂.
-        RuntimeError: when θ̂ is no optimum, or when retraining does not reach ‖∇J₋ᵢ‖ ≤ ``tolerance``.
+        NotConvergedError: when θ̂ is no optimum, or when retraining does not reach ‖∇J₋ᵢ‖ ≤ ``tolerance``.
     """
     objective, n = curvature.objective, len(curvature.objective.losses)
     examples = require_examples(examples, curvature)
+    if not tolerance > 0:
+        raise ValueError(f"tolerance={tolerance} must be above 0")
     if not 0 < fraction <= 1:
         raise ValueError(f"fraction={fraction} must lie above 0 and be at most 1")
     require_optimum(curvature, tolerance, "training")
@@ -144,7 +147,7 @@ def minimise_all(
     Raises:
         ValueError: when ``curvature`` is damped.
         NegativeCurvatureError: when H is not positive definite at θ̂.
-        RuntimeError: when one of the K does not reach an optimum with a gradient norm of ``tolerance``; names it.
+        NotConvergedError: when one of the K does not reach an optimum with a gradient norm of ``tolerance``; names it.
         FloatingPointError: when a gradient at θ̂ is NaN or infinite.
     """
     if curvature.damping:
@@ -185,5 +188,5 @@ def minimise_all(
         try:
             points[k] = minimise(lambda theta, k=k: objective(theta, varied[k]), curvature.theta, tolerance=tolerance)
         except (ArithmeticError, RuntimeError) as error:
-            raise RuntimeError(f"retraining without example {int(examples[k])}: {error}") from error
+            raise NotConvergedError(f"retraining without example {int(examples[k])}: {error}") from error
     return points

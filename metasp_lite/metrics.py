@@ -84,13 +84,23 @@ def bootstrap_pearson(
     """Interval of Pearson's r over all pairs of two tables ``(K, L)``, by the percentile bootstrap.
 
     Rows and columns are drawn anew, each as a whole: pairs that share one are not independent of each other.
+
+    Raises:
+        ValueError: as ``pearson``, for anything but two tables, or when a draw of rows and columns is constant.
     """
-    _check_pair(true.flatten(), approximate.flatten())
+    if true.dim() != 2 or true.shape != approximate.shape:
+        raise ValueError(f"shapes {tuple(true.shape)} and {tuple(approximate.shape)}: give two tables of one shape")
+    pearson(true.flatten(), approximate.flatten())
     draw = np.random.default_rng(seed)
     tables, found = [table.cpu().numpy() for table in (true, approximate)], []
     for _ in range(resamples):
         rows, columns = (draw.integers(0, size, size) for size in tables[0].shape)
-        found.append(np.corrcoef(*(table[rows][:, columns].ravel() for table in tables))[0, 1])
+        drawn = [table[rows][:, columns].ravel() for table in tables]
+        if min(np.ptp(values) for values in drawn) == 0:
+            raise ValueError(
+                f"a draw from a {' by '.join(map(str, true.shape))} table is constant; give a larger table"
+            )
+        found.append(np.corrcoef(*drawn)[0, 1])
     low, high = np.quantile(found, [(1 - confidence) / 2, (1 + confidence) / 2])
     return float(low), float(high)
 

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from metasp_lite.functional import Curvature, NegativeCurvatureError, Objective, check_finite
+from metasp_lite.functional import Curvature, NegativeCurvatureError, NotConvergedError, Objective, check_finite
 from metasp_lite.solvers import ConjugateGradient
 
 
@@ -29,7 +29,7 @@ def minimise(
     Raises:
         NegativeCurvatureError: when L-BFGS left off where J is not convex, or training ended at a saddle and a hundred
             products saw it.
-        RuntimeError: when ‖∇J‖ stays above ``tolerance``; names what was reached.
+        NotConvergedError: when ‖∇J‖ stays above ``tolerance``; names what was reached.
         FloatingPointError: when J or its gradient is NaN or infinite.
     """
     theta = lbfgs(objective, adam(objective, theta, adam_steps), lbfgs_steps)
@@ -46,7 +46,7 @@ def minimise(
     reached = curvature.gradient.norm().item()
     if reached <= tolerance:
         return _require_minimum(curvature)
-    raise RuntimeError(
+    raise NotConvergedError(
         f"training stopped at gradient norm {reached:.2g}, above {tolerance:.2g}; "
         "allow more lbfgs_steps, raise the l2 regularisation, or use float64"
     )
@@ -89,11 +89,11 @@ def require_optimum(curvature: Curvature, tolerance: float, what: str) -> None:
     """Refuse a point where ``what`` has not ended: the descent still to go would count as an example's effect.
 
     Raises:
-        RuntimeError: when ‖∇J‖ is above ``tolerance``.
+        NotConvergedError: when ‖∇J‖ is above ``tolerance``.
     """
     norm = curvature.gradient.norm().item()
     if not norm <= tolerance:
-        raise RuntimeError(
+        raise NotConvergedError(
             f"the gradient norm {norm:.2g} of {what} is above {tolerance:.2g}: "
             "train to an optimum first (metasp_lite.optimum.minimise)"
         )

@@ -19,9 +19,10 @@ PACKAGES = ("torch", "torchvision", "numpy", "scipy", "scikit-learn")
 
 def provenance() -> dict[str, object]:
     """Say with what a result was obtained: commit, whether code differed from it, versions, device, cores, date."""
+    changes = _git("status", "--porcelain", "--", "metasp_lite", "pyproject.toml")
     return {
         "commit": _git("rev-parse", "HEAD") or "unknown",
-        "uncommitted_changes": bool(_git("status", "--porcelain", "--", "metasp_lite", "pyproject.toml")),
+        "uncommitted_changes": None if changes is None else changes != "",  # None: not a checkout
         "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
         "device": settings.device().type,
         "processors": os.cpu_count(),
@@ -55,12 +56,12 @@ def write_atomically(path: Path, content: str | bytes) -> None:
         part.unlink(missing_ok=True)
 
 
-def _git(*arguments: str) -> str:
-    """Return what git prints, or nothing outside a checkout."""
+def _git(*arguments: str) -> str | None:
+    """Return what git prints, or None outside a checkout."""
     try:
         done = subprocess.run(
             ["git", "-C", str(settings.PROJECT_DIR), *arguments], capture_output=True, text=True, check=True
         )
     except (OSError, subprocess.CalledProcessError):
-        return ""
+        return None
     return done.stdout.strip()

@@ -32,7 +32,7 @@ def leave_out(pretraining: Curvature, examples: Tensor, *, fraction: float = 1.0
     """Retrain the first stage to its optimum without each of ``examples (L,)``; ``pretraining`` is that of G.
 
     Raises:
-        ValueError, RuntimeError, NegativeCurvatureError: as ``influence.retrained_without``.
+        ValueError, NotConvergedError, NegativeCurvatureError: as ``influence.retrained_without``.
     """
     w = embedding_size(pretraining.objective.losses.model)
     examples = require_examples(examples, pretraining)
@@ -47,7 +47,7 @@ def fixed(left_out: LeftOut, finetuning: Curvature, target: Target) -> Tensor:
 
     Raises:
         ValueError: when it has another embedding than the one that was retrained, or is damped.
-        RuntimeError: when Θ* is no optimum, or a head does not reach its own.
+        NotConvergedError: when Θ* is no optimum, or a head does not reach its own.
     """
     start, w = finetuning.theta, len(left_out.embedding)
     _require_embedding(left_out, start[:w])
@@ -66,7 +66,7 @@ def proximal(left_out: LeftOut, finetuning: Curvature, target: Target) -> Tensor
 
     Raises:
         ValueError: when it is held near another embedding than the one that was retrained, or is damped.
-        RuntimeError: when finetuning is not at its optimum, or does not reach another.
+        NotConvergedError: when finetuning is not at its optimum, or does not reach another.
     """
     objective = finetuning.objective
     _require_embedding(left_out, objective.center)

@@ -18,7 +18,9 @@ from metasp_lite.functional import (
     Curvature,
     ExampleLosses,
     NegativeCurvatureError,
+    NotConvergedError,
     check_finite,
+    cross_entropy,
     per_example_gradients,
 )
 
@@ -106,11 +108,16 @@ class GaussNewton:
     (1/n) Σ_i Σ_c p_ic g_ic g_icᵀ + λ + δ, with g_ic the gradient that example i would have under label c and p_ic the
     model's probability of it: the second derivatives of the loss, without those of the network.  It is never
     indefinite.  Costs n·C per-example gradients and P³/3 multiplications.
+
+    Raises:
+        ValueError: for another loss than ``functional.cross_entropy``, or when the matrix with λ + δ is singular.
     """
 
     def __call__(self, curvature: Curvature, vector: Tensor) -> Tensor:
         """Return the solution, with the shape of v: ``(P,)``, or several columns ``(P, K)``."""
         losses, theta = curvature.objective.losses, curvature.theta
+        if getattr(losses, "loss", None) is not cross_entropy:
+            raise ValueError("Gauss–Newton: the losses are not functional.cross_entropy; take another solver")
         matrix = torch.diag(curvature.objective.l2 + torch.full_like(theta, curvature.damping))
         classes = torch.func.functional_call(losses.model, losses.unflatten(theta), (losses.inputs[:1],)).shape[1]
         for label in range(classes):
@@ -118,7 +125,10 @@ class GaussNewton:
             rows = per_example_gradients(under, theta) * (-0.5 * under(theta)).exp()[:, None]  # √p g
             matrix += rows.T @ rows / len(rows)
         columns = check_finite(vector, "the right-hand side").view(len(vector), -1)
-        return torch.cholesky_solve(columns, torch.linalg.cholesky(matrix)).view_as(vector)
+        factor, info = torch.linalg.cholesky_ex(matrix)
+        if info.item() != 0:
+            raise ValueError("Gauss–Newton: the matrix is singular; raise the l2 regularisation or the damping")
+        return torch.cholesky_solve(columns, factor).view_as(vector)
 
 
 @dataclass(frozen=True)
@@ -162,7 +172,7 @@ class ConjugateGradient(_Iterative):
     Raises:
         ValueError: for a tolerance that is not positive.
         NegativeCurvatureError: when it meets a direction p with pᵀHp ≤ 0.
-        RuntimeError: when ``iterations`` products did not reach ``tolerance``.
+        NotConvergedError: when ``iterations`` products did not reach ``tolerance``.
     """
 
     iterations: int
@@ -195,7 +205,7 @@ class ConjugateGradient(_Iterative):
                 return
             direction = residual + (square / previous) * direction
         if self.tolerance is not None:
-            raise RuntimeError(
+            raise NotConvergedError(
                 f"conjugate gradients reached {float(square.sqrt() / vector.norm()):.2g} in {self.iterations} "
                 f"products, not the tolerance {self.tolerance:.2g}; allow more iterations or raise the damping"
             )
@@ -251,10 +261,9 @@ class LiSSA(_Iterative):
             finished = finished + estimate
 
 
-def _at_least_one(name: str, value: int) -> int:
+def _at_least_one(name: str, value: int) -> None:
     if value < 1:
         raise ValueError(f"{name}={value} must be at least 1")
-    return value
 
 
 def _safe_step(solver: str, step: float | None, curvature: Curvature, default: float = 1.0) -> float:

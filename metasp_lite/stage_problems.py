@@ -14,6 +14,8 @@ from metasp_lite.models import TABLE_A, two_stage
 from metasp_lite.optimum import minimise
 from metasp_lite.stages import Adam, ShortRun, embedding_size, head_objective
 
+POOLING = {"averages": nn.AvgPool2d, "maxima": nn.MaxPool2d}
+
 
 @dataclass(frozen=True)
 class Setup:
@@ -35,6 +37,16 @@ class Setup:
     seed: int = 0  # of the starting weights
     papers: tuple[str, ...] = ("MNIST",)  # the experiments whose protocols are followed, below
 
+    def __post_init__(self) -> None:
+        """Refuse what has no network, and a class that is there twice."""
+        for name, known in (("pooling", POOLING), ("network", TABLE_A)):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name}={getattr(self, name)!r}: choose from {', '.join(known)}")
+        for name in ("first", "second"):
+            classes = getattr(self, name)
+            if len(set(classes)) < len(classes) or len(classes) < 2 or min(classes) < 0:
+                raise ValueError(f"{name}={classes}: give two or more different classes")
+
 
 SETUPS = {
     "fashion-mnist": Setup(),
@@ -45,7 +57,6 @@ SETUPS = {
 # the damping of G'' and of F_ΘΘ in the paper's appendix B, and how it retrains there
 PAPER_DAMPING = {"MNIST": (1e-2, 1e-8), "CIFAR": (1e-8, 1e-6)}
 PAPER_PROTOCOL = {"MNIST": ((100, 100), 512), "CIFAR": ((6000, 3000), 128)}
-POOLING = {"averages": nn.AvgPool2d, "maxima": nn.MaxPool2d}
 
 
 @dataclass(frozen=True)
@@ -110,7 +121,7 @@ class TwoStages:
         return Curvature(self.finetuning, torch.cat([embedding, head]))
 
     def left_out(self, count: int = 40) -> Tensor:
-        """Draw ``count`` pretraining examples to leave out."""
+        """Draw ``count`` pretraining examples to leave out; all of them, where there are fewer."""
         draw = torch.Generator().manual_seed(1)
         return torch.randperm(len(self.pretraining_images), generator=draw)[:count].to(settings.device())
 
@@ -129,6 +140,8 @@ class TwoStages:
     def _images(self, split: data.Split, classes: Sequence[int], per_class: int, skip: int = 0) -> data.ImageSet:
         whole = data.load(self.setup.data, split, source=self.setup.source, size=self.setup.size)
         kept = []
+        if max(classes) >= len(whole.classes):
+            raise ValueError(f"classes {tuple(classes)}: {whole.name} has those from 0 to {len(whole.classes) - 1}")
         for label in classes:
             places = (whole.labels == label).nonzero()[skip : skip + per_class, 0]
             if len(places) < per_class:

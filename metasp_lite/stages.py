@@ -33,7 +33,7 @@ from metasp_lite.functional import (
     loss_directional_derivatives,
     per_example_gradients,
 )
-from metasp_lite.solvers import Solver, solve_each
+from metasp_lite.solvers import GaussNewton, OuterProduct, Solver, solve_each
 
 Target = Callable[..., Tensor]  # a scalar loss of θ_F, or losses of test examples, each a target of its own
 
@@ -45,7 +45,7 @@ def embedding_size(model: nn.Module) -> int:
         ValueError: when ``model`` is not the sequence of an ``embedding`` and a ``head``.
     """
     parts = [name for name, _ in model.named_children()]
-    if parts != ["embedding", "head"] or not isinstance(model, nn.Sequential):
+    if parts != ["embedding", "head"] or type(model) is not nn.Sequential:
         raise ValueError(
             f"the network has the parts {parts}; build it as nn.Sequential of an 'embedding' and a 'head', "
             "as metasp_lite.models.two_stage does"
@@ -93,16 +93,19 @@ def fixed_sensitivity(finetuning: Curvature, target: Target, solver: Solver) -> 
 
     Raises:
         NegativeCurvatureError: when F_ΘΘ + δI is not positive definite.
-        ValueError: for networks without an embedding and a head.
+        ValueError: for networks without an embedding and a head, or the curvature of a ``Proximal``.
     """
     objective, theta = finetuning.objective, finetuning.theta
+    if isinstance(objective, Proximal):
+        raise ValueError(
+            "the curvature is of a Proximal: give that of the finetuning objective, or proximal_sensitivity"
+        )
     w = embedding_size(objective.losses.model)
     direct = target_gradients(target, theta)
     with _in_stage("finetuning"):
         head = Curvature(head_objective(objective, theta[:w]), theta[w:], finetuning.damping)
         s = solve_each(solver, head, direct[:, w:])
-    whole = Curvature(objective, theta)  # undamped: F_WΘ has no diagonal
-    mixed = [(whole @ torch.cat([torch.zeros_like(theta[:w]), each]))[:w] for each in s]
+    mixed = [(finetuning @ F.pad(each, (w, 0)))[:w] for each in s]  # F_WΘ has no diagonal, so no damping
     return direct[:, :w] - torch.stack(mixed)
 
 
@@ -115,9 +118,12 @@ class Proximal:
     alpha: float
 
     def __post_init__(self) -> None:
-        """Refuse an α that is negative or not finite."""
+        """Refuse an α that is negative or not finite, and a W* that is no embedding of the network."""
         if not (0 <= self.alpha < float("inf")):
             raise ValueError(f"alpha={self.alpha} must be a finite number of at least 0")
+        w = embedding_size(self.losses.model)
+        if self.center.shape != (w,):
+            raise ValueError(f"the center has the shape {tuple(self.center.shape)}; give the embedding W* ({w},)")
 
     def __call__(self, theta: Tensor, index: Tensor | None = None) -> Tensor:
         """Return the scalar at [W; Θ]; with ``index (B,)`` the mean loss runs over those examples only."""
@@ -146,8 +152,11 @@ def proximal_sensitivity(finetuning: Curvature, target: Target, solver: Solver) 
 
     Raises:
         NegativeCurvatureError: when the matrix is not positive definite.
+        ValueError: for the curvature of anything but a ``Proximal``.
     """
     proximal = finetuning.objective
+    if not isinstance(proximal, Proximal):
+        raise ValueError(f"the curvature is of {type(proximal).__name__}: give that of a Proximal at its optimum")
     with _in_stage("finetuning"):
         s = solve_each(solver, finetuning, target_gradients(target, finetuning.theta))
     return proximal.alpha * s[:, : len(proximal.center)]
@@ -242,11 +251,15 @@ def pretraining_influence(
 
     ``pretraining`` is the curvature of G at [W*; U*] with damping δ, ``sensitivity`` t ``(K, w)``.  ``losses`` are
     those of the examples to score, None for those that the curvature is of (the paper takes it from a sample of
-    1000).  Scored are ``batch`` examples at a time.
+    1000).  Examples are scored ``batch`` at a time.
 
     Raises:
         NegativeCurvatureError: when G'' + δI is not positive definite.
+        ValueError: when ``sensitivity`` is not one row of w numbers for each target.
     """
+    w = embedding_size(pretraining.objective.losses.model)
+    if sensitivity.dim() != 2 or sensitivity.shape[1] != w or len(sensitivity) == 0:
+        raise ValueError(f"the sensitivity has the shape {tuple(sensitivity.shape)}: give (K, {w}), one row a target")
     padded = F.pad(sensitivity, (0, len(pretraining.theta) - sensitivity.shape[1]))
     with _in_stage("pretraining"):
         solution = solve_each(solver, pretraining, padded)
@@ -254,10 +267,18 @@ def pretraining_influence(
 
 
 def directional_derivatives(losses: Callable[..., Tensor], theta: Tensor, directions: Tensor, batch: int) -> Tensor:
-    """∇L(θ)·u for each row u of ``directions (K, P)``; ``(K, n)``, ``batch`` examples at a time.
+    """∇L(θ)·u for each row u of ``directions (K, P)``; ``(K, n)``, at most ``batch`` examples at a time.
 
-    Two directions or fewer go forwards through the network, one pass each; more share the examples' gradients.
+    Two directions or fewer go forwards through the network, one pass each.  More share the examples' gradients, which
+    cost as much as about two passes; of these at most 50 million numbers are in memory.
+
+    Raises:
+        ValueError: for a ``batch`` below 1.
     """
+    if batch < 1:
+        raise ValueError(f"batch={batch}: score at least one example at a time")
+    if len(directions) > 2:
+        batch = max(1, min(batch, 50_000_000 // len(theta)))
     pieces = []
     for index in torch.arange(len(losses), device=theta.device).split(batch):
         part = _Part(losses, index)
@@ -287,7 +308,7 @@ def fixed_embedding(
 ) -> Tensor:
     """Theorem 1: influence of each pretraining example on each target, the embedding fixed in finetuning; ``(K, m)``.
 
-    Two solves for each target, none for an example.  A damping belongs to each curvature.
+    Two solves for each target, none for an example.  Each curvature carries its own damping.
 
     Raises:
         NegativeCurvatureError: when a Hessian with its damping is not positive definite; names the stage.
@@ -390,8 +411,11 @@ def joint_influence(curvature: Curvature, target: Target, solver: Solver, *, bat
 
     Raises:
         NegativeCurvatureError: when H with its damping is not positive definite.
+        ValueError: for ``OuterProduct`` and ``GaussNewton``, whose matrices are made from the examples of one stage.
     """
     joint = curvature.objective
+    if isinstance(solver, OuterProduct | GaussNewton):
+        raise ValueError(f"{type(solver).__name__} knows the examples of one stage only; take another solver")
     with _in_stage("joint"):
         solution = solve_each(solver, curvature, target_gradients(joint.of_finetuned(target), curvature.theta))
     theta, used = joint.stages(curvature.theta)[0], sum(joint.sizes[:2])

@@ -119,7 +119,7 @@ def execute(path: Path, cell_seconds: int | None = LITE_CELL_SECONDS) -> Executi
     )
     # with a backend of the user's own choice the figures would not appear in the notebook
     env = {key: value for key, value in os.environ.items() if key != "MPLBACKEND"}
-    start, error = time.monotonic(), None
+    start, error, number = time.monotonic(), None, 0
     try:
         with (
             client.setup_kernel(env=env),
@@ -134,7 +134,7 @@ def execute(path: Path, cell_seconds: int | None = LITE_CELL_SECONDS) -> Executi
                 if not isinstance(problem, CellExecutionError):  # else the kernel has sent the traceback itself
                     record_error(notebook.cells[index], problem, summary)
     except RuntimeError as problem:
-        error = f"FAILED before its first cell: {first_line(problem)}"
+        error = f"FAILED {f'in code cell {number}' if number else 'before its first cell'}: {first_line(problem)}"
     seconds = time.monotonic() - start
     tidy(notebook)
     if error is None and not count_self_checks(notebook):

@@ -515,3 +515,58 @@ def test_negative_curvature_says_where_it_was_met():
     assert "the Hessian is not positive definite in the second stage; train to a minimum" in str(there)
     assert "raise the damping by more than 0.25" in str(there)
     assert (there.curvature, there.damping) == (plain.curvature, plain.damping) == (-0.25, 0.125)
+
+
+class AddsItsInput(nn.Sequential):
+    """Not its layers one after the other."""
+
+    def forward(self, x):
+        return x[:, :3] + super().forward(x)
+
+
+def with_a_hook(model):
+    model[0].register_forward_hook(lambda _, __, output: output.sin())
+    return model
+
+
+def with_tied_layers(model):
+    model[2].weight = model[0].weight
+    return model
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        AddsItsInput(*seeded(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 3))),
+        with_a_hook(seeded(nn.Linear(3, 3), nn.Tanh(), nn.Linear(3, 3))),
+        with_tied_layers(seeded(nn.Linear(3, 3), nn.Tanh(), nn.Linear(3, 3))),
+    ],
+    ids=["subclass", "hook", "tied"],
+)
+def test_dense_takes_no_short_cut_where_a_sequence_is_more_than_its_layers(model):
+    objective = objective_of(model, next(model.parameters()).shape[1])
+    theta = somewhere(objective)
+    assert_equal_up_to_rounding(Curvature(objective, theta).dense(), torch.func.hessian(objective)(theta))
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_cholesky_of_a_singular_hessian_says_so(seed):
+    """Two columns of the inputs are the same: rounding decides whether the factorisation itself notices."""
+    x, labels = logistic_data(30, 4, seed=seed)
+    x = torch.cat([x, x[:, :1]], dim=1)
+    model = seeded(nn.Linear(5, 1, bias=False), nn.Flatten(0))
+    objective = Objective(ExampleLosses(model, x, labels, binary_cross_entropy))
+    with pytest.raises(NegativeCurvatureError, match="met curvature 0 with damping 0: the Hessian is singular here; "):
+        _ = Curvature(objective, randn(5, seed=seed)).cholesky
+    assert Curvature(objective, randn(5, seed=seed), damping=1e-6).cholesky.isfinite().all()
+
+
+def test_eigenvalues_that_lanczos_cannot_separate_come_from_the_dense_matrix(monkeypatch):
+    def give_up(*_, **__):
+        raise functional.scipy.sparse.linalg.ArpackNoConvergence("No convergence", [], [])
+
+    monkeypatch.setattr(functional.scipy.sparse.linalg, "eigsh", give_up)
+    spectrum = torch.linspace(-1, 2, 25).double()
+    curvature = Curvature(Objective(Quadratic(with_spectrum(spectrum))), randn(25, seed=6))
+    assert curvature.smallest_eigenvalue == pytest.approx(-1, rel=ROUNDING)
+    assert curvature.largest_eigenvalue == pytest.approx(2, rel=ROUNDING)

@@ -181,3 +181,15 @@ def test_pairs_that_share_a_row_do_not_count_as_independent():
     often = bootstrap_pearson(rows.expand(-1, 50), (rows + noise).expand(-1, 50), resamples=500)
     # both are of 20 independent numbers; 500 draws leave the ends uncertain by a few hundredths
     assert often == pytest.approx(once, abs=0.1)
+
+
+@pytest.mark.parametrize("shape", [(1, 2), (2, 2)])
+def test_the_bootstrap_refuses_tables_of_which_a_draw_is_constant(shape):
+    table = torch.arange(float(shape[0] * shape[1])).view(shape)
+    with pytest.raises(ValueError, match=r"is constant; give a larger table"):
+        bootstrap_pearson(table, table)
+
+
+def test_the_bootstrap_refuses_what_are_no_two_tables():
+    with pytest.raises(ValueError, match=r"shapes \(3, 4\) and \(12,\): give two tables of one shape"):
+        bootstrap_pearson(torch.rand(3, 4), torch.rand(12))

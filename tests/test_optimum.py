@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from analytic import Quadratic, Sine, logistic, mlp_with_validation, randn, ridge
+from analytic import Quadratic, Sine, logistic, mlp_with_validation, randn, ridge, with_spectrum
 from sklearn.linear_model import LogisticRegression
 from sklearn.linear_model import Ridge as ScikitRidge
 from torch import nn
@@ -167,3 +167,11 @@ def test_adam_first_leads_to_the_same_optimum_and_is_torchs():
         optimiser.step()
     assert torch.equal(adam(data.objective, start, 30), leaf.detach())
     assert torch.equal(adam(data.objective, start, 0), start)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_shallow_saddle_is_seen_where_its_curvature_is_a_hundredth_of_the_largest(seed):
+    spectrum = torch.logspace(-3, 1, 400, dtype=torch.float64)
+    spectrum[0] = -0.1
+    with pytest.raises(NegativeCurvatureError):
+        minimise(Objective(Quadratic(with_spectrum(spectrum, seed))), torch.zeros(400, dtype=torch.float64))

@@ -12,7 +12,7 @@ import scipy.stats
 import torch
 
 from metasp_lite import __main__, plots, retraining, settings, stage_studies, widgets
-from metasp_lite.functional import Curvature
+from metasp_lite.functional import Curvature, NegativeCurvatureError
 from metasp_lite.solvers import Exact, GaussNewton
 from metasp_lite.stage_problems import SETUPS, Setup, TwoStages
 from metasp_lite.stages import Adam, fixed_embedding, pretraining_influence, unrolled_sensitivity
@@ -265,3 +265,30 @@ def test_cifar_is_birds_and_frogs_and_then_the_other_eight():
     other = stage_studies.TASKS["cifar10"].unrelated
     unrelated = TwoStages(replace(SETUPS["cifar10"], second=other, second_per_class=5))
     assert unrelated.finetuning_images.classes == ("automobile", "deer")  # the paper's
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"pooling": "avg"}, "pooling='avg': choose from averages, maxima"),
+        ({"network": "alexnet"}, "network='alexnet': choose from mnist, cifar"),
+        ({"first": (0, 0)}, r"first=\(0, 0\): give two or more different classes"),
+        ({"second": (3,)}, r"second=\(3,\): give two or more different classes"),
+        ({"first": (0, 12)}, r"classes \(0, 12\): fashion-mnist has those from 0 to 9"),
+    ],
+    ids=str,
+)
+def test_a_setup_without_a_problem_is_refused(change, message):
+    with pytest.raises(ValueError, match=message):
+        _ = TwoStages(replace(SMALL, **change)).pretraining_images
+
+
+def test_a_study_that_does_not_converge_ends_in_one_sentence(monkeypatch, tmp_path, capsys):
+    def fails(name):
+        raise NegativeCurvatureError(-0.5)
+
+    monkeypatch.setattr(stage_studies, "OUT", tmp_path)
+    monkeypatch.setitem(stage_studies.STUDIES, "tasks", fails)
+    assert __main__.main(["stages", "tasks"]) == 1
+    assert "metasp_lite: met curvature -0.5 with damping 0" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())

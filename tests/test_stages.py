@@ -30,7 +30,7 @@ from metasp_lite.functional import (
 from metasp_lite.models import TABLE_A, two_stage
 from metasp_lite.optimum import minimise
 from metasp_lite.pseudo_update import SGDRule
-from metasp_lite.solvers import ConjugateGradient, Exact, Identity, LiSSA, Neumann, OuterProduct
+from metasp_lite.solvers import ConjugateGradient, Exact, GaussNewton, Identity, LiSSA, Neumann, OuterProduct
 from metasp_lite.stages import (
     Adam,
     Joint,
@@ -727,3 +727,54 @@ def test_a_pretraining_example_that_is_not_finite_is_refused():
     for targets in (1, 3):  # both routes
         with pytest.raises(FloatingPointError, match="an influence is nan at position 4"):
             pretraining_influence(curvatures()[0], randn(targets, W, seed=1), Exact(), losses=bad)
+
+
+@pytest.mark.parametrize("shape", [(2, W - 1), (2, W + 1), (2, W + U), (W,), (0, W)], ids=str)
+def test_a_sensitivity_that_is_not_one_row_of_w_numbers_a_target_is_refused(shape):
+    with pytest.raises(ValueError, match=rf"has the shape .* give \(K, {W}\), one row a target"):
+        pretraining_influence(curvatures()[0], randn(*shape, seed=152), Exact())
+
+
+@pytest.mark.parametrize("size", [W - 1, W + 1, W + THETA])
+def test_a_proximal_center_that_is_no_embedding_is_refused(size):
+    with pytest.raises(ValueError, match=rf"shape \({size},\); give the embedding W\* \({W},\)"):
+        Proximal(by_hand.F, randn(size, seed=153), 0.5)
+
+
+def test_the_curvature_of_another_objective_is_refused():
+    proximal, optimum = proximal_optimum(0.5)
+    with pytest.raises(ValueError, match="of a Proximal: give that of"):
+        fixed_sensitivity(Curvature(proximal, optimum), TARGET, Exact())
+    with pytest.raises(ValueError, match="of Objective: give that of a Proximal at its optimum"):
+        proximal_sensitivity(curvatures()[1], TARGET, Exact())
+
+
+@pytest.mark.parametrize("solver", [OuterProduct(), GaussNewton()], ids=["outer product", "Gauss–Newton"])
+def test_a_matrix_of_one_stages_examples_is_refused_for_both(solver):
+    joint, optimum = joint_optimum(0.3)
+    with pytest.raises(ValueError, match="knows the examples of one stage only; take another solver"):
+        joint_influence(Curvature(joint, optimum), TARGET, solver)
+
+
+def test_many_targets_on_a_large_network_take_fewer_examples_at_once(monkeypatch):
+    """50 million numbers of gradients: of 7 examples at a time, if each had a seventh of that."""
+    sizes = []
+    original = stages.per_example_gradients
+    monkeypatch.setattr(stages, "per_example_gradients", lambda *given: sizes.append(len(given[0])) or original(*given))
+    losses, theta = by_hand.G.losses, pretrained()
+    directions = randn(3, len(theta), seed=154)
+    expected = stages.directional_derivatives(losses, theta, directions, batch=M)
+
+    class Large(type(theta)):
+        def __len__(self):
+            return 50_000_000 // 7
+
+    sizes.clear()
+    large = theta.as_subclass(Large)
+    assert_close(stages.directional_derivatives(losses, large, directions, batch=M).as_subclass(torch.Tensor), expected)
+    assert max(sizes) == 7
+
+
+def test_a_batch_of_no_example_is_refused():
+    with pytest.raises(ValueError, match="batch=0: score at least one example at a time"):
+        fixed_embedding(*curvatures(), TARGET, Exact(), batch=0)
