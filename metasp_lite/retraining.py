@@ -14,7 +14,9 @@ from torch.func import vmap
 from metasp_lite.functional import Curvature, check_finite
 from metasp_lite.influence import minimise_all, require_examples, retrained_without
 from metasp_lite.optimum import require_optimum
-from metasp_lite.stages import Joint, Proximal, Rule, ShortRun, Target, embedding_size, head_objective, same_embedding
+from metasp_lite.stages import Target, embedding_size, head_objective, same_embedding
+from metasp_lite.unrolled import Rule, ShortRun
+from metasp_lite.updated_embedding import Joint, Proximal
 
 CHUNK = 8  # retrainings in memory at once
 

@@ -12,7 +12,8 @@ from metasp_lite import data, settings
 from metasp_lite.functional import Curvature, ExampleLosses, Objective, flatten_parameters
 from metasp_lite.models import TABLE_A, two_stage
 from metasp_lite.optimum import minimise
-from metasp_lite.stages import Adam, ShortRun, embedding_size, head_objective
+from metasp_lite.stages import embedding_size, head_objective
+from metasp_lite.unrolled import Adam, ShortRun
 
 POOLING = {"averages": nn.AvgPool2d, "maxima": nn.MaxPool2d}
 

@@ -15,18 +15,14 @@ from metasp_lite.optimum import adam, lbfgs, minimise
 from metasp_lite.solvers import ConjugateGradient, Exact, GaussNewton, Identity
 from metasp_lite.stage_problems import PAPER_DAMPING, PAPER_PROTOCOL, SETUPS, Setup, TwoStages
 from metasp_lite.stages import (
-    Adam,
-    Joint,
-    Proximal,
     directional_derivatives,
     fixed_embedding,
     fixed_sensitivity,
-    joint_influence,
     pretraining_influence,
-    proximal_sensitivity,
     target_gradients,
-    unrolled_sensitivity,
 )
+from metasp_lite.unrolled import Adam, unrolled_sensitivity
+from metasp_lite.updated_embedding import Joint, Proximal, joint_influence, proximal_sensitivity
 
 OUT = results.RESULTS_DIR / "stages"
 

@@ -5,10 +5,10 @@ F(W, Θ): an embedding W, and a head for each stage.  Both networks are ``nn.Seq
 and ``head``, so θ_G = [W; U] and θ_F = [W; Θ].
 
 Every score has two factors.  The second stage decides the sensitivity t = dℓ/dW* of the target to the pretrained
-embedding; ``fixed_sensitivity``, ``proximal_sensitivity`` and ``unrolled_sensitivity`` are three models of it.  The
-first stage is an optimum, so W* moves by −v(z) = −[G''⁻¹g'(z)]_W for each unit of weight on the pretraining example z:
-I(z) = −t·v(z) = −g'(z)·G''⁻¹[t; 0], one solve for all z (``pretraining_influence``).  ``joint_influence`` is the
-reading of eq. 15 that knows one optimum only.
+embedding; ``fixed_sensitivity`` is its model for an embedding that finetuning leaves alone.  For one that it moves
+there are ``proximal_sensitivity`` (in ``updated_embedding``) and ``unrolled_sensitivity`` (in ``unrolled``).  The first
+stage is an optimum, so W* moves by −v(z) = −[G''⁻¹g'(z)]_W for each unit of weight on the pretraining example z:
+I(z) = −t·v(z) = −g'(z)·G''⁻¹[t; 0], one solve for all z (``pretraining_influence``).
 
 The sign is that of ``influence``: **negative helps**, and leaving z out of the m examples predicts −I(z)/m.
 """
@@ -16,11 +16,10 @@ The sign is that of ``influence``: **negative helps**, and leaving z out of the 
 from collections.abc import Callable, Iterator, Sized
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, grad, vjp, vmap
+from torch.func import functional_call
 from torch.nn import functional as F
 
 from metasp_lite.functional import (
@@ -33,7 +32,7 @@ from metasp_lite.functional import (
     loss_directional_derivatives,
     per_example_gradients,
 )
-from metasp_lite.solvers import GaussNewton, OuterProduct, Solver, solve_each
+from metasp_lite.solvers import Solver, solve_each
 
 Target = Callable[..., Tensor]  # a scalar loss of θ_F, or losses of test examples, each a target of its own
 
@@ -93,150 +92,18 @@ def fixed_sensitivity(finetuning: Curvature, target: Target, solver: Solver) -> 
 
     Raises:
         NegativeCurvatureError: when F_ΘΘ + δI is not positive definite.
-        ValueError: for networks without an embedding and a head, or the curvature of a ``Proximal``.
+        ValueError: for networks without an embedding and a head, or the curvature of anything but an ``Objective``.
     """
     objective, theta = finetuning.objective, finetuning.theta
-    if isinstance(objective, Proximal):
-        raise ValueError(
-            "the curvature is of a Proximal: give that of the finetuning objective, or proximal_sensitivity"
-        )
+    if not isinstance(objective, Objective):
+        raise ValueError(f"the curvature is of {type(objective).__name__}: give that of the Objective of finetuning")
     w = embedding_size(objective.losses.model)
     direct = target_gradients(target, theta)
-    with _in_stage("finetuning"):
+    with in_stage("finetuning"):
         head = Curvature(head_objective(objective, theta[:w]), theta[w:], finetuning.damping)
         s = solve_each(solver, head, direct[:, w:])
     mixed = [(finetuning @ F.pad(each, (w, 0)))[:w] for each in s]  # F_WΘ has no diagonal, so no damping
     return direct[:, :w] - torch.stack(mixed)
-
-
-@dataclass(frozen=True)
-class Proximal:
-    """F(W, Θ) + (α/2)‖W − W*‖²: finetuning that is held near the pretrained embedding W* ``(w,)``."""
-
-    finetuning: Objective
-    center: Tensor
-    alpha: float
-
-    def __post_init__(self) -> None:
-        """Refuse an α that is negative or not finite, and a W* that is no embedding of the network."""
-        if not (0 <= self.alpha < float("inf")):
-            raise ValueError(f"alpha={self.alpha} must be a finite number of at least 0")
-        w = embedding_size(self.losses.model)
-        if self.center.shape != (w,):
-            raise ValueError(f"the center has the shape {tuple(self.center.shape)}; give the embedding W* ({w},)")
-
-    def __call__(self, theta: Tensor, index: Tensor | None = None) -> Tensor:
-        """Return the scalar at [W; Θ]; with ``index (B,)`` the mean loss runs over those examples only."""
-        away = theta[: len(self.center)] - self.center
-        return self.finetuning(theta, index) + 0.5 * self.alpha * away.dot(away)
-
-    @property
-    def losses(self) -> ExampleLosses:
-        """Return the losses of the finetuning examples."""
-        return self.finetuning.losses
-
-    @property
-    def l2(self) -> Tensor:
-        """Return the second derivatives of both penalties ``(P,)``."""
-        size = sum(parameter.numel() for parameter in self.losses.model.parameters())
-        penalties = self.center.new_full((size,), self.finetuning.l2)
-        penalties[: len(self.center)] += self.alpha
-        return penalties
-
-
-def proximal_sensitivity(finetuning: Curvature, target: Target, solver: Solver) -> Tensor:
-    """t = α [(F'' + α diag(I_W, 0))⁻¹ f']_W of each target, ``(K, w)``: eq. 15 read as proximal finetuning.
-
-    ``finetuning`` is that of a ``Proximal`` at its optimum; its damping δ is added to all parameters.  α → ∞ gives
-    ``fixed_sensitivity``, α → 0 gives zero.
-
-    Raises:
-        NegativeCurvatureError: when the matrix is not positive definite.
-        ValueError: for the curvature of anything but a ``Proximal``.
-    """
-    proximal = finetuning.objective
-    if not isinstance(proximal, Proximal):
-        raise ValueError(f"the curvature is of {type(proximal).__name__}: give that of a Proximal at its optimum")
-    with _in_stage("finetuning"):
-        s = solve_each(solver, finetuning, target_gradients(target, finetuning.theta))
-    return proximal.alpha * s[:, : len(proximal.center)]
-
-
-class Rule(Protocol):
-    """One step of an optimiser: (θ, state, gradient) to (θ', state'); the first state is None."""
-
-    def step(self, theta: Tensor, state: object, gradient: Tensor) -> tuple[Tensor, object]:
-        """Take the step; a function of its arguments that torch can differentiate."""
-        ...
-
-
-@dataclass(frozen=True)
-class Adam:
-    """The rule of torch.optim.Adam, as a function (Kingma and Ba, 2015)."""
-
-    lr: float = 1e-3
-    betas: tuple[float, float] = (0.9, 0.999)
-    eps: float = 1e-8
-
-    def step(self, theta: Tensor, state: tuple[Tensor, ...] | None, gradient: Tensor) -> tuple[Tensor, tuple]:
-        """(θ, (m, v, t), g) to (θ', (m', v', t')).  An entry whose gradients were all 0 does not move."""
-        first, second = self.betas
-        m, v, t = state or (torch.zeros_like(theta), torch.zeros_like(theta), theta.new_zeros(()))
-        m, v, t = first * m + (1 - first) * gradient, second * v + (1 - second) * gradient**2, t + 1
-        root = torch.where(v > 0, v, 1).sqrt() * (v > 0)  # √ has no derivative at 0
-        step = (m / (1 - first**t)) / (root / (1 - second**t).sqrt() + self.eps)
-        return theta - self.lr * step, (m, v, t)
-
-
-@dataclass(frozen=True)
-class ShortRun:
-    """A run of gradient steps on given batches: what finetuning is in practice, with no optimum at its end."""
-
-    objective: Callable[..., Tensor]  # (θ, index) -> (); an Objective
-    rule: Rule
-    batches: Tensor  # (T, B) int64
-
-    def __call__(self, theta: Tensor) -> Tensor:
-        """Run from θ ``(P,)`` to θ_T ``(P,)``."""
-        state = None
-        for index in self.batches:
-            theta, state = self.rule.step(theta, state, self._gradient(theta, index))
-        return theta
-
-    def _gradient(self, theta: Tensor, index: Tensor) -> Tensor:
-        return grad(self.objective)(theta, index)
-
-    def pull_back(self, theta: Tensor, target: Target) -> Tensor:
-        """dℓ(θ_T)/dθ of each target, ``(K, P)``: backwards through the run, step by step.
-
-        Keeps θ and the optimiser's state of all T steps; each step is computed once more on the way back.
-        """
-        path: list[tuple[Tensor, object]] = [(theta, None)]
-        for index in self.batches:
-            path.append(self.rule.step(*path[-1], self._gradient(path[-1][0], index)))
-        back, d_state = target_gradients(target, path.pop()[0]), None
-        for index, (theta, state) in zip(self.batches.flip(0), reversed(path), strict=True):
-
-            def moved(theta: Tensor, state: object = None, index: Tensor = index) -> tuple[Tensor, object]:
-                return self.rule.step(theta, state, self._gradient(theta, index))
-
-            start = (theta,) if state is None else (theta, state)
-            if d_state is None:  # nothing depends on the state after the last step
-                _, pull = vjp(lambda *start: moved(*start)[0], *start)
-                found = vmap(pull)(back)
-            else:
-                _, pull = vjp(moved, *start)
-                found = vmap(pull)((back, d_state))
-            back, d_state = (*found, None)[:2]
-        return check_finite(back, "the derivative of a target through the run")
-
-
-def unrolled_sensitivity(run: ShortRun, embedding: Tensor, head: Tensor, target: Target) -> Tensor:
-    """t = dℓ(θ_T)/dW of each target, ``(K, w)``, for the finetuning run that starts at [W; Θ_0]; needs no optimum.
-
-    ``embedding`` is W ``(w,)``, ``head`` Θ_0 ``(h,)``, which does not depend on W.
-    """
-    return run.pull_back(torch.cat([embedding, head]), target)[:, : len(embedding)]
 
 
 def pretraining_influence(
@@ -261,7 +128,7 @@ def pretraining_influence(
     if sensitivity.dim() != 2 or sensitivity.shape[1] != w or len(sensitivity) == 0:
         raise ValueError(f"the sensitivity has the shape {tuple(sensitivity.shape)}: give (K, {w}), one row a target")
     padded = F.pad(sensitivity, (0, len(pretraining.theta) - sensitivity.shape[1]))
-    with _in_stage("pretraining"):
+    with in_stage("pretraining"):
         solution = solve_each(solver, pretraining, padded)
     return -directional_derivatives(losses or pretraining.objective.losses, pretraining.theta, solution, batch)
 
@@ -319,111 +186,9 @@ def fixed_embedding(
     return pretraining_influence(pretraining, sensitivity, solver, batch=batch)
 
 
-@dataclass(frozen=True)
-class Joint:
-    """α G(W, U) + (1−α) F(W, Θ) as a function of [W; U; Θ] (eq. 15 read as one optimum)."""
-
-    pretraining: Objective
-    finetuning: Objective
-    alpha: float
-
-    def __post_init__(self) -> None:
-        """Refuse an α outside (0, 1)."""
-        if not 0 < self.alpha < 1:
-            raise ValueError(f"alpha={self.alpha} must lie between 0 and 1, both excluded")
-
-    @property
-    def sizes(self) -> list[int]:
-        """Return the numbers of parameters of W, U and Θ."""
-        w = embedding_size(self.pretraining.losses.model)
-        models = (self.pretraining.losses.model, self.finetuning.losses.model)
-        return [w, *(sum(parameter.numel() for parameter in model.head.parameters()) for model in models)]
-
-    def stages(self, theta: Tensor) -> tuple[Tensor, Tensor]:
-        """[W; U; Θ] to [W; U] and [W; Θ]."""
-        embedding, first, second = theta.split(self.sizes)
-        return torch.cat([embedding, first]), torch.cat([embedding, second])
-
-    def __call__(self, theta: Tensor, index: Tensor | None = None) -> Tensor:
-        """Return the scalar; with ``index (B,)`` the mean loss runs over those of both stages' examples only."""
-        penalty = 0.5 * (self.l2 * theta).dot(theta)
-        return self.losses(theta, index).mean() + penalty
-
-    @property
-    def l2(self) -> Tensor:
-        """Return the second derivatives of both penalties ``(P,)``."""
-        first, second = self.alpha * self.pretraining.l2, (1 - self.alpha) * self.finetuning.l2
-        like = next(self.finetuning.losses.model.parameters())
-        return torch.cat(
-            [like.new_full((n,), x) for n, x in zip(self.sizes, (first + second, first, second), strict=True)]
-        )
-
-    @property
-    def losses(self) -> "JointLosses":
-        """Return the losses of both stages' examples, pretraining's first, weighted so that their mean is the joint."""
-        return JointLosses(self)
-
-    def of_finetuned(self, target: Target) -> Target:
-        """Turn a target, a function of [W; Θ], into one of [W; U; Θ]."""
-        if isinstance(target, Sized):
-            return _Finetuned(self, target)
-        return lambda theta: target(self.stages(theta)[1])
-
-
-@dataclass(frozen=True)
-class JointLosses:
-    """The losses of the m pretraining and the n finetuning examples, α(m+n)/m g and (1−α)(m+n)/n f; ``(m+n,)``."""
-
-    joint: Joint
-
-    def __len__(self) -> int:
-        """Return m + n."""
-        return len(self.joint.pretraining.losses) + len(self.joint.finetuning.losses)
-
-    def __call__(self, theta: Tensor, index: Tensor | None = None) -> Tensor:
-        """Return the losses, or those of the examples in ``index (B,)``."""
-        (first, second), joint = self.joint.stages(theta), self.joint
-        m, total = len(joint.pretraining.losses), len(self)
-        scales = joint.alpha * total / m, (1 - joint.alpha) * total / (total - m)
-        if index is None:
-            return torch.cat([scales[0] * joint.pretraining.losses(first), scales[1] * joint.finetuning.losses(second)])
-        g = joint.pretraining.losses(first, index.clamp(max=m - 1))  # an index may be vmap's: no branch can see it
-        f = joint.finetuning.losses(second, (index - m).clamp(min=0))
-        return torch.where(index < m, scales[0] * g, scales[1] * f)
-
-
-@dataclass(frozen=True)
-class _Finetuned:
-    joint: Joint
-    losses: ExampleLosses
-
-    def __len__(self) -> int:
-        return len(self.losses)
-
-    def __call__(self, theta: Tensor, index: Tensor | None = None) -> Tensor:
-        return self.losses(self.joint.stages(theta)[1], index)
-
-
-def joint_influence(curvature: Curvature, target: Target, solver: Solver, *, batch: int = 1000) -> Tensor:
-    """I(z) = −α f'ᵀ H⁻¹ g'(z) of each pretraining example on each target; ``(K, m)``: eq. 15 read as one optimum.
-
-    ``curvature`` is that of a ``Joint`` at its optimum [W; U; Θ], ``target`` a function of [W; Θ].
-
-    Raises:
-        NegativeCurvatureError: when H with its damping is not positive definite.
-        ValueError: for ``OuterProduct`` and ``GaussNewton``, whose matrices are made from the examples of one stage.
-    """
-    joint = curvature.objective
-    if isinstance(solver, OuterProduct | GaussNewton):
-        raise ValueError(f"{type(solver).__name__} knows the examples of one stage only; take another solver")
-    with _in_stage("joint"):
-        solution = solve_each(solver, curvature, target_gradients(joint.of_finetuned(target), curvature.theta))
-    theta, used = joint.stages(curvature.theta)[0], sum(joint.sizes[:2])
-    return -joint.alpha * directional_derivatives(joint.pretraining.losses, theta, solution[:, :used], batch)
-
-
 @contextmanager
-def _in_stage(name: str) -> Iterator[None]:
+def in_stage(name: str) -> Iterator[None]:
+    """Let a NegativeCurvatureError say in which stage it was met."""
     try:
         yield
     except NegativeCurvatureError as error:

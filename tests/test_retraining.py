@@ -22,17 +22,9 @@ from metasp_lite.functional import Curvature, ExampleLosses, NegativeCurvatureEr
 from metasp_lite.optimum import minimise
 from metasp_lite.pseudo_update import SGDRule
 from metasp_lite.solvers import Exact
-from metasp_lite.stages import (
-    Adam,
-    Joint,
-    Proximal,
-    ShortRun,
-    fixed_embedding,
-    joint_influence,
-    pretraining_influence,
-    proximal_sensitivity,
-    unrolled_sensitivity,
-)
+from metasp_lite.stages import fixed_embedding, pretraining_influence
+from metasp_lite.unrolled import Adam, ShortRun, unrolled_sensitivity
+from metasp_lite.updated_embedding import Joint, Proximal, joint_influence, proximal_sensitivity
 
 CHOSEN = torch.tensor([3, 0, 50, 11, 3, 7, 8, 9, 30, 12, 20])  # not in order, one twice, more than one chunk of 8
 

@@ -15,7 +15,8 @@ from metasp_lite import __main__, plots, retraining, settings, stage_studies, wi
 from metasp_lite.functional import Curvature, NegativeCurvatureError
 from metasp_lite.solvers import Exact, GaussNewton
 from metasp_lite.stage_problems import SETUPS, Setup, TwoStages
-from metasp_lite.stages import Adam, fixed_embedding, pretraining_influence, unrolled_sensitivity
+from metasp_lite.stages import fixed_embedding, pretraining_influence
+from metasp_lite.unrolled import Adam, unrolled_sensitivity
 
 SMALL = Setup(first=(0, 1), second=(5, 7, 9), first_per_class=12, second_per_class=10, test_per_class=2, l2=0.1)
 

@@ -31,20 +31,9 @@ from metasp_lite.models import TABLE_A, two_stage
 from metasp_lite.optimum import minimise
 from metasp_lite.pseudo_update import SGDRule
 from metasp_lite.solvers import ConjugateGradient, Exact, GaussNewton, Identity, LiSSA, Neumann, OuterProduct
-from metasp_lite.stages import (
-    Adam,
-    Joint,
-    Proximal,
-    ShortRun,
-    embedding_size,
-    fixed_embedding,
-    fixed_sensitivity,
-    head_objective,
-    joint_influence,
-    pretraining_influence,
-    proximal_sensitivity,
-    unrolled_sensitivity,
-)
+from metasp_lite.stages import embedding_size, fixed_embedding, fixed_sensitivity, head_objective, pretraining_influence
+from metasp_lite.unrolled import Adam, ShortRun, unrolled_sensitivity
+from metasp_lite.updated_embedding import Joint, Proximal, joint_influence, proximal_sensitivity
 
 ROUNDING = 1e-10
 DIFFERENCE = 1e-4
@@ -743,7 +732,7 @@ def test_a_proximal_center_that_is_no_embedding_is_refused(size):
 
 def test_the_curvature_of_another_objective_is_refused():
     proximal, optimum = proximal_optimum(0.5)
-    with pytest.raises(ValueError, match="of a Proximal: give that of"):
+    with pytest.raises(ValueError, match="of Proximal: give that of the Objective of finetuning"):
         fixed_sensitivity(Curvature(proximal, optimum), TARGET, Exact())
     with pytest.raises(ValueError, match="of Objective: give that of a Proximal at its optimum"):
         proximal_sensitivity(curvatures()[1], TARGET, Exact())
