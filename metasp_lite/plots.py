@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -102,6 +103,34 @@ def optimum_travel(travel: OptimumTravel, surface: tuple[np.ndarray, np.ndarray,
     right.set(xlabel="ε, extra weight of the example", ylabel="validation loss (nats)")
     right.legend(fontsize=8)
     return figure
+
+
+def tangents(
+    ax: Axes, x: Tensor, values: Tensor, slopes: Mapping[str, Tensor], *, mark: tuple[float, str] | None = None
+) -> None:
+    """Draw ``values (n,)`` of a function at ``x (n,)``, around 0, and lines with the ``slopes`` through its value at 0.
+
+    ``mark`` is a place on the x-axis and what it is.
+    """
+    x, values = x.cpu().numpy(), values.cpu().numpy()
+    start = np.interp(0, x, values)
+    ax.plot(x, values, color="0.5", linewidth=5, alpha=0.6, label="exact")
+    for (name, slope), colour, style in zip(slopes.items(), (BLUE, ORANGE), ("-", "--"), strict=True):
+        ax.plot(x, start + float(slope) * x, color=colour, linestyle=style, label=name)
+    if mark:
+        ax.axvline(mark[0], color="black", linestyle=":", label=mark[1])
+    ax.plot(0, start, "o", color="black", markersize=5)
+    ax.legend(fontsize=8)
+
+
+def correlations(ax: Axes, table: pd.DataFrame, *, title: str = "") -> None:
+    """Draw the correlations in ``table``, −1 to 1, as bars: a group for each row, a colour for each column."""
+    table.iloc[::-1, ::-1].plot.barh(ax=ax, color=[ORANGE, BLUE], width=0.75, legend=False)
+    for bars in ax.containers[:1]:  # the second colour hatched, to be told apart in grey
+        for bar in bars:
+            bar.set_hatch("//")
+    ax.axvline(0, color="black", linewidth=1)
+    ax.set(xlim=(min(-0.15, table.to_numpy().min() - 0.05), 1), xlabel="Pearson's r", ylabel="", title=title)
 
 
 def predicted_against_true(

@@ -222,6 +222,14 @@ def test_leave_one_out_refuses_a_fraction_that_is_none(fitted_ridge, fraction):
         leave_one_out(curvature, data.validation, torch.tensor([0]), fraction=fraction)
 
 
+@pytest.mark.parametrize("tolerance", [0.0, -1e-9, math.nan])
+def test_leave_one_out_refuses_a_tolerance_that_is_none(fitted_ridge, tolerance):
+    """A NaN would be above every gradient, and nothing would be trained."""
+    data, curvature = fitted_ridge
+    with pytest.raises(ValueError, match=f"tolerance={tolerance} must be above 0"):
+        leave_one_out(curvature, data.validation, torch.tensor([0]), tolerance=tolerance)
+
+
 def test_leave_one_out_refuses_a_stationary_point_that_is_no_minimum():
     objective = Objective(Sine(3))
     curvature = Curvature(objective, torch.full((3,), math.pi / 2, dtype=torch.float64))  # the maximum of Σ sin

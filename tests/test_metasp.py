@@ -496,6 +496,19 @@ def test_the_oracle_leaves_frozen_parameters_where_they_are():
     torch.testing.assert_close(influence[2], quotient, rtol=1e-6, atol=0)  # second differences of 1e-8, rounding 1e-12
 
 
+def test_the_oracle_frees_its_graph_with_the_last_validation_set(monkeypatch):
+    """The benchmark compares memory: a rival that kept its graph to the end would be an easy one."""
+    kept, original = [], torch.autograd.grad
+
+    def recorded(*given, **settings):
+        kept.append(settings.get("retain_graph"))
+        return original(*given, **settings)
+
+    monkeypatch.setattr(torch.autograd, "grad", recorded)
+    influences_by_autograd(*learner(cnn, RULES["SGD"]), BATCH, OLD, NEW)
+    assert kept == [None, True, False]  # the step's gradient, then one for each set
+
+
 @pytest.mark.parametrize(
     ("groups", "steps", "settings"), [(2, 1, {}), (1, 0, {}), (1, 1, {"dampening": 0.5}), (1, 1, {"maximize": True})]
 )
