@@ -330,8 +330,10 @@ def stability_plasticity(
     ax.axvline(0, color="0.5", linewidth=1)
     for mask, colour, marker, name in ((old, BLUE, "o", "from the memory"), (~old, ORANGE, "^", "of the new task")):
         ax.scatter(x[mask], y[mask], s=26, color=colour, marker=marker, edgecolor="white", linewidth=0.4, label=name)
-    for k, i in enumerate(numbered):  # to the right and to the left by turns, so that neighbours stay readable
-        aside, alignment = ((6, -3), "left") if k % 2 else ((-6, -3), "right")
+    for i in numbered:  # on the side away from the nearest other, so that neighbours stay readable
+        others = [j for j in numbered if j != i]
+        nearest = min(others, key=lambda j, i=i: np.hypot((x[i] - x[j]) / wide, (y[i] - y[j]) / high), default=i)
+        aside, alignment = ((6, -3), "left") if x[i] > x[nearest] else ((-6, -3), "right")
         place = {"xytext": aside, "textcoords": "offset points", "ha": alignment, "annotation_clip": True}
         ax.annotate(str(i), (x[i], y[i]), **place, fontsize=8)
     ax.set(xlim=(-wide, wide), ylim=(-high, high))
