@@ -1,5 +1,6 @@
 """The headless runner, on notebooks of a few cells that import nothing heavy."""
 
+import asyncio
 import json
 import os
 import signal
@@ -7,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from queue import Empty
 
 import nbformat
 import pytest
@@ -247,3 +249,47 @@ def test_ctrl_c_stops_the_kernel_and_leaves_nothing_behind(course):
         os.kill(int(pid.read_text()), 0)
     assert path.read_bytes() == before
     assert sorted(item.name for item in course.iterdir()) == ["01-slow.ipynb", "pid"]
+
+
+class DeafSocket:
+    """A socket that never wakes its reader: a message is seen only by a look that begins after it came."""
+
+    def __init__(self, looks_before):
+        self.looks_before, self.waited = looks_before, []
+
+    async def poll(self, milliseconds):
+        self.waited.append(milliseconds)
+        return len(self.waited) > self.looks_before
+
+
+def channel(socket, monkeypatch):
+    """A channel on it, with a clock that its waiting moves."""
+    monkeypatch.setattr(tour.time, "monotonic", lambda: sum(socket.waited) / 1000)
+    found = tour.RecheckingChannel.__new__(tour.RecheckingChannel)
+    found.socket = socket
+
+    async def receive():
+        return {"parent_header": {}}
+
+    found._recv = receive
+    return found
+
+
+def test_a_message_whose_wake_up_was_missed_is_found_within_seconds(monkeypatch):
+    socket = DeafSocket(looks_before=2)
+    assert asyncio.run(channel(socket, monkeypatch).get_msg(600.0)) == {"parent_header": {}}
+    assert socket.waited == [5000, 5000, 5000]
+    endless = DeafSocket(looks_before=3)
+    assert asyncio.run(channel(endless, monkeypatch).get_msg()) == {"parent_header": {}}
+
+
+@pytest.mark.parametrize(("timeout", "waits"), [(12.0, [5000, 5000, 2000]), (5.0, [5000]), (0.0, [0])])
+def test_a_channel_gives_up_at_its_time_limit(monkeypatch, timeout, waits):
+    socket = DeafSocket(looks_before=99)
+    with pytest.raises(Empty):
+        asyncio.run(channel(socket, monkeypatch).get_msg(timeout))
+    assert socket.waited == waits
+
+
+def test_the_tours_kernels_have_such_channels():
+    assert tour.ThisInterpreter().client_factory is tour.RecheckingClient
