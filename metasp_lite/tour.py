@@ -26,7 +26,6 @@ from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernel
 from nbconvert import HTMLExporter
 from nbformat import NotebookNode
 from tqdm import tqdm
-from traitlets import Type
 
 from metasp_lite import results, settings
 from metasp_lite.results import write_atomically
@@ -72,22 +71,18 @@ class RecheckingChannel(AsyncZMQSocketChannel):
                 raise Empty
 
 
-class RecheckingClient(AsyncKernelClient):
-    """A kernel's client whose messages are not missed for long."""
-
-    shell_channel_class = Type(RecheckingChannel)
-    iopub_channel_class = Type(RecheckingChannel)
-
-
 class ThisInterpreter(AsyncKernelManager):
     """Starts kernels with the running interpreter, whatever the user's own "python3" kernel points to."""
-
-    client_factory = Type(RecheckingClient)
 
     @property
     def kernel_spec(self) -> KernelSpec:
         """The kernel specification of the ipykernel installed beside this package."""
         return KernelSpec(resource_dir=RESOURCES, **get_kernel_dict())
+
+    def client(self, **settings: Any) -> AsyncKernelClient:
+        """Return a client whose messages are not missed for long."""
+        channels = {"shell_channel_class": RecheckingChannel, "iopub_channel_class": RecheckingChannel}
+        return super().client(**channels, **settings)
 
 
 @dataclass(frozen=True)

@@ -292,4 +292,5 @@ def test_a_channel_gives_up_at_its_time_limit(monkeypatch, timeout, waits):
 
 
 def test_the_tours_kernels_have_such_channels():
-    assert tour.ThisInterpreter().client_factory is tour.RecheckingClient
+    client = tour.ThisInterpreter().client()
+    assert client.shell_channel_class is client.iopub_channel_class is tour.RecheckingChannel
