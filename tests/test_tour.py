@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from queue import Empty
 
@@ -235,7 +236,10 @@ def test_ctrl_c_stops_the_kernel_and_leaves_nothing_behind(course):
     )
     before = path.read_bytes()
     command = [sys.executable, "-c", code, str(path)]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+    streams = {"stderr": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    # a shell's background job, and all that it starts, would ignore SIGINT
+    heed = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    with subprocess.Popen(command, **streams, preexec_fn=heed) as process:
         pid = course / "pid"
         deadline = time.monotonic() + 60
         while not (pid.exists() and pid.read_text()) and time.monotonic() < deadline:
