@@ -14,7 +14,8 @@ from scipy.optimize import lsq_linear, minimize
 
 from metasp_lite import data, methods, streams
 from metasp_lite.learner import Learner, Recipe
-from metasp_lite.methods.projection import AGEM, GEM, GEMSettings, gram, project_a_gem, project_gem
+from metasp_lite.methods import projection
+from metasp_lite.methods.projection import AGEM, GEM, GEMSettings, project_a_gem, project_gem, triangle
 from metasp_lite.runs import Run
 from metasp_lite.train import train
 
@@ -190,10 +191,76 @@ def test_projections_of_single_precision_use_double_inside():
     assert (cosines > -1e-7).all()
 
 
-def test_gram_is_the_same_in_pieces():
+def test_triangle_keeps_lengths_and_angles_in_pieces(monkeypatch):
+    monkeypatch.setattr(projection, "CHUNK", 7)
     rows = randn(3, 50, seed=0)
-    torch.testing.assert_close(gram(rows, chunk=7), rows @ rows.T, rtol=0, atol=1e-13)
-    assert gram(rows.float()).dtype == torch.float64
+    found = triangle(rows)
+    torch.testing.assert_close(found.T @ found, rows @ rows.T, rtol=0, atol=1e-13)
+    assert triangle(rows.float()).dtype == torch.float64
+
+
+def test_projections_are_the_same_in_pieces(monkeypatch):
+    g, references = randn(50, seed=1), randn(4, 50, seed=2)
+    whole = project_gem(g, references), project_a_gem(g, -g + references[0])
+    assert not any(torch.equal(each, g) for each in whole)
+    monkeypatch.setattr(projection, "CHUNK", 7)
+    for each, again in zip(whole, (project_gem(g, references), project_a_gem(g, -g + references[0])), strict=True):
+        torch.testing.assert_close(again, each, rtol=0, atol=ROUNDING)
+
+
+def test_gem_by_hand_with_a_reference_that_is_zero():
+    """(−2, 0) pushed by half the sum of the rows is (−42, 55); (0, 10), (10, 10) and (10, −10) leave the ray of
+    (1, 1), on which (6.5, 6.5) is nearest."""
+    references = torch.stack(
+        [vector(0.0, 10.0), vector(-100.0, 100.0), vector(0.0, 0.0), vector(10.0, 10.0), vector(10.0, -10.0)]
+    )
+    projected = project_gem(vector(-2.0, 0.0), references, 0.5)
+    torch.testing.assert_close(projected, vector(6.5, 6.5), rtol=0, atol=ROUNDING)
+
+
+def unit(rows):
+    """Rows of length 1, whatever their scale; rows of zeros stay."""
+    largest = rows.abs().amax(dim=1, keepdim=True)
+    rows = rows / torch.where(largest > 0, largest, 1.0)
+    return torch.nn.functional.normalize(rows, dim=1)
+
+
+@given(
+    st.integers(2, 6),
+    st.integers(1, 6),
+    st.integers(0, 10**6),
+    st.sampled_from(["zero", "tiny", "far apart", "nearly equal", "nearly opposite"]),
+    st.integers(3, 17),
+)
+@settings(deadline=None, derandomize=True, max_examples=400)
+def test_gem_meets_every_constraint_of_degenerate_references(tasks, size, seed, kind, power):
+    """The first row is 0, tiny, or as good as a multiple of the second; or all lengths are very different.
+
+    A constraint may be broken by δ‖start‖ = 6e-8 ‖start‖ where rows are nearly opposite; g̃ is never the longer.
+    """
+    draw = torch.Generator().manual_seed(seed)
+    references = torch.randint(-1, 2, (tasks, size), generator=draw).double()
+    small = 10.0**-power
+    if kind == "far apart":
+        references *= 10.0 ** torch.randint(-140, 5, (tasks, 1), generator=draw).double()
+    elif kind in ("nearly equal", "nearly opposite"):
+        sign = 1 if kind == "nearly equal" else -1
+        references[0] = sign * references[1] + small * torch.randint(-2, 3, (size,), generator=draw)
+    else:
+        references[0] *= 0 if kind == "zero" else small**9
+    g = torch.randint(-2, 3, (size,), generator=draw).double()
+    projected, start = project_gem(g, references, 0.5), g + 0.5 * references.sum(dim=0)
+    if (unit(references) @ g >= 0).all():
+        assert torch.equal(projected, g)
+        return
+    bound = 6e-8 if "opposite" in kind else 1e-9
+    assert (unit(references) @ projected >= -bound * (1 + start.norm())).all()
+    assert projected.norm() <= (1 + 1e-9) * start.norm() + 1e-12
+
+
+def test_a_gem_of_a_reference_whose_square_vanishes():
+    tiny = project_a_gem(vector(-1.0, 2.0), vector(1e-200, 0.0))
+    torch.testing.assert_close(tiny, vector(0.0, 2.0), rtol=0, atol=ROUNDING)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])

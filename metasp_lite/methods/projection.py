@@ -13,6 +13,8 @@ from metasp_lite.functional import check_finite
 from metasp_lite.learner import Batch, Learner
 from metasp_lite.methods.base import MemorySettings, Rehearsal, plain_step
 
+CHUNK = 2**16  # entries of each vector that are made float64 at a time: P may be large
+
 
 @dataclass(frozen=True)
 class GEMSettings(MemorySettings):
@@ -115,10 +117,12 @@ def project_a_gem(gradient: Tensor, reference: Tensor) -> Tensor:
     """
     check_finite(gradient, "the gradient of the new examples")
     check_finite(reference, "the gradient of the memory")
-    products = gram(torch.stack([gradient, reference]))
-    if products[0, 1] >= 0:
+    largest = reference.abs().max()
+    unit = reference / torch.where(largest > 0, largest, 1.0)  # no square vanishes or overflows
+    along = inner_products(unit[None], gradient)[0]
+    if along >= 0:
         return gradient
-    return gradient - float(products[0, 1] / products[1, 1]) * reference
+    return gradient - float(along / inner_products(unit[None], unit)[0]) * unit
 
 
 def project_gem(gradient: Tensor, references: Tensor, margin: float = 0.5) -> Tensor:
@@ -129,35 +133,44 @@ def project_gem(gradient: Tensor, references: Tensor, margin: float = 0.5) -> Te
     the problem is the same in u ≥ 0 with g + γ Σ g_k in place of g.  So g̃ is the nearest to g + γ Σ g_k with
     g̃·g_k ≥ 0 for all k: the larger γ, the more a step in conflict also descends on the memory.
 
-    Non-negative least squares in T unknowns: all that is needed of G and g are their inner products (float64).  Rows
-    are scaled to length 1 first, which leaves the constraints what they are; rows that are 0 constrain nothing.
+    Rows that are 0 constrain nothing.  Of the others only the direction counts, so that they are scaled to length 1.
+    Of rows that depend on each other, or nearly do, infinitely many v are optimal, or those that are, are huge: the
+    term ½δ²‖u‖² picks a small one, δ = 6e-8.  It breaks no constraint by more than δ‖g + γ Σ g_k‖, as δ‖u‖ is at most
+    that length; where no two rows are nearly opposite it is rounding.
 
     Raises:
         FloatingPointError: when an entry is NaN or infinite.
     """
     check_finite(gradient, "the gradient of the new examples")
     check_finite(references, "the gradient of a past task's memory")
-    products = gram(torch.cat([references, gradient[None]])).cpu().numpy()
-    inner, target = products[:-1, :-1], products[:-1, -1]  # G Gᵀ and G g
-    if (target >= 0).all():
+    largest = references.abs().amax(dim=1)
+    rows, scale = references[largest > 0], largest[largest > 0, None]
+    rows = rows / scale  # no square vanishes or overflows
+    if bool((inner_products(rows, gradient) >= 0).all()):
         return gradient
-    lengths = np.sqrt(inner.diagonal())
-    scale = np.divide(1.0, lengths, out=np.zeros_like(lengths), where=lengths > 0)
-    pushed = scale * (target + margin * inner.sum(axis=1))  # G (g + γ Σ g_k)
-    # K = AᵀA of the unit rows; ½ uᵀKu + u·pushed is ½‖Au − b‖² up to a constant if Aᵀb = −pushed, which lies in K's
-    # range.  Directions in which dependent rows cancel have eigenvalues of rounding size: dropped.
-    values, vectors = np.linalg.eigh(scale[:, None] * inner * scale)
-    held = values > len(values) * np.finfo(np.float64).eps * values[-1]
-    root, basis = np.sqrt(values[held]), vectors[:, held]
-    solution, _ = nnls(root[:, None] * basis.T, -(basis.T @ pushed) / root, maxiter=100 * len(values))
-    weights = torch.as_tensor(margin + scale * solution).to(references)
-    return gradient + weights @ references
+    start = gradient + margin * references.sum(dim=0)
+    r = triangle(torch.cat([rows, start[None]])).cpu().numpy()  # all that is needed of the P numbers of each vector
+    lengths = np.linalg.norm(r[:, :-1], axis=0)
+    delta = 4 * np.finfo(np.float64).eps ** 0.5
+    damped = np.concatenate([r[:, :-1] / lengths, delta * np.eye(len(lengths))])
+    solution, _ = nnls(damped, -np.concatenate([r[:, -1], np.zeros(len(lengths))]), maxiter=100 * len(lengths))
+    weights = torch.as_tensor(solution / lengths).to(rows.device)
+    pieces = zip(rows.split(CHUNK, dim=1), start.split(CHUNK), strict=True)
+    return torch.cat([(weights @ part.double() + piece).to(gradient) for part, piece in pieces])
 
 
-def gram(rows: Tensor, chunk: int = 2**20) -> Tensor:
-    """R Rᵀ in float64, ``(n, n)``, of ``rows (n, P)`` in any dtype; ``chunk`` columns at a time, for P may be large."""
-    total = rows.new_zeros(len(rows), len(rows), dtype=torch.float64)
-    for part in rows.split(chunk, dim=1):
-        wide = part.double()
-        total += wide @ wide.T
-    return total
+def inner_products(rows: Tensor, vector: Tensor) -> Tensor:
+    """R v in float64, ``(n,)``, of ``rows (n, P)`` and ``vector (P,)`` in any dtype."""
+    pieces = zip(rows.split(CHUNK, dim=1), vector.split(CHUNK), strict=True)
+    return torch.stack([part.double() @ piece.double() for part, piece in pieces]).sum(dim=0)
+
+
+def triangle(rows: Tensor) -> Tensor:
+    """R of Rᵀ = QR, float64 ``(≤ n, n)``: its columns have the lengths and the angles of ``rows (n, P)``, P large.
+
+    The columns of a Gram matrix would know an angle only to the square root of rounding.
+    """
+    found = rows.new_zeros(0, len(rows), dtype=torch.float64)
+    for part in rows.split(CHUNK, dim=1):
+        found = torch.linalg.qr(torch.cat([found, part.T.double()]), mode="r").R
+    return found
