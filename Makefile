@@ -1,21 +1,25 @@
 # The commands of the course; `make` lists them. Everything is installed in .venv, once.
 PYTHON ?= python3
-STAMP := .venv/.setup-done
+# The versions of the last green run.  `make CONSTRAINTS= VENV=.venv-newest lab` takes the newest instead.
+CONSTRAINTS := constraints.txt
+VENV := .venv
+STAMP := $(VENV)/.setup-done
 LOG := build/setup.log
-BEGUN := build/setup-begun
-IN_VENV := .venv/bin/python -m
+BEGUN := build/setup-begun$(VENV)
+IN_VENV := $(VENV)/bin/python -m
 
 # With a Matplotlib backend of the user's own choice the figures would not appear in the notebooks.
 unexport MPLBACKEND
 
 .DEFAULT_GOAL := help
-.PHONY: help tour lab test lint notebooks bench setup
+.PHONY: help tour lab test test-newest lint notebooks bench setup
 
 help:
 	@echo "make tour       run every notebook without a browser and keep the results as HTML pages"
 	@echo "make lab        open the notebooks in JupyterLab"
 	@echo "make test       unit tests, every notebook against its stored outputs, lint"
-	@echo "make lint       ruff alone: rules and format"
+	@echo "make test-newest  the same with the newest packages instead of those in constraints.txt, in .venv-newest"
+	@echo "make lint       ruff and mypy alone: rules, format, types"
 	@echo "make notebooks  run every notebook and store its outputs in it"
 	@echo "make bench      measure what influences and a MetaSP step cost; results go to data/results/bench"
 	@echo "All of them set up .venv first; PYTHON=... picks the interpreter for that (3.11 or newer)."
@@ -33,7 +37,7 @@ bench: $(STAMP)
 	@$(IN_VENV) metasp_lite bench
 
 lint: $(STAMP)
-	@$(IN_VENV) ruff check . && $(IN_VENV) ruff format --check .
+	@$(IN_VENV) ruff check . && $(IN_VENV) ruff format --check . && $(IN_VENV) mypy
 
 # Every stage runs, whatever the one before it said; the last line names those that failed.
 # The stored outputs are the lite profile's.
@@ -45,18 +49,23 @@ test: $(STAMP)
 		--nbval --nbval-current-env --nbval-cell-timeout 300 notebooks; \
 	stage "lint: rules" $(IN_VENV) ruff check .; \
 	stage "lint: format" $(IN_VENV) ruff format --check .; \
+	stage "lint: types" $(IN_VENV) mypy; \
 	if [ -n "$$failed" ]; then echo "FAILED: $${failed#, }" >&2; exit 1; fi; \
 	echo "all stages passed"
+
+test-newest:
+	@rm -rf .venv-newest
+	@$(MAKE) test VENV=.venv-newest CONSTRAINTS=
 
 setup: $(STAMP)
 
 # The stamp is written last and says where the checkout lay: an interrupted set-up, a new pyproject.toml or a moved
-# folder (the package is installed in place) sets up again. A .venv that a set-up left unfinished is made anew.
-ifneq "$(shell test -x .venv/bin/python && cat $(STAMP) 2>/dev/null)" "$(CURDIR)"
+# folder (the package is installed in place) sets up again. A venv that a set-up left unfinished is made anew.
+ifneq "$(shell test -x $(VENV)/bin/python && cat $(STAMP) 2>/dev/null)" "$(CURDIR)"
 .PHONY: $(STAMP)
 endif
 
-$(STAMP): pyproject.toml
+$(STAMP): pyproject.toml $(CONSTRAINTS)
 	@fail() { echo "metasp_lite: $$1" >&2; exit 1; }; \
 	command -v "$(PYTHON)" >/dev/null 2>&1 || \
 		fail "there is no $(PYTHON) here: install Python 3.11 or newer, or name one with PYTHON=/path/to/python3"; \
@@ -67,12 +76,12 @@ $(STAMP): pyproject.toml
 	esac; \
 	"$(PYTHON)" -c 'import venv, ensurepip' 2>/dev/null || \
 		fail "$(PYTHON) lacks the venv module: install it (on Debian and Ubuntu: apt install python3-venv)"; \
-	echo "setting up .venv (a few minutes, once) ..."; \
+	echo "setting up $(VENV) (a few minutes, once) ..."; \
 	mkdir -p build && rm -f $(STAMP) || fail "cannot write in $(CURDIR): check its permissions"; \
 	again=; if [ -e $(BEGUN) ]; then again=--clear; fi; \
 	touch $(BEGUN); \
-	"$(PYTHON)" -m venv $$again .venv >$(LOG) 2>&1 || fail "cannot make .venv: see $(LOG)"; \
-	if ! $(IN_VENV) pip install -e ".[test]" >>$(LOG) 2>&1; then \
+	"$(PYTHON)" -m venv $$again $(VENV) >$(LOG) 2>&1 || fail "cannot make $(VENV): see $(LOG)"; \
+	if ! $(IN_VENV) pip install -e ".[test]" $(CONSTRAINTS:%=-c %) >>$(LOG) 2>&1; then \
 		if grep -qiE 'NewConnectionError|ConnectTimeout|ReadTimeout|ProxyError|SSLError|Connection(Reset|Refused)|name resolution|unreachable|from versions: none' $(LOG); then \
 			fail "cannot download the packages: check the network, then run the same command again (details: $(LOG))"; \
 		elif grep -q 'No space left on device' $(LOG); then \
