@@ -252,6 +252,18 @@ class Curvature:
             values = torch.linalg.eigvalsh(self.dense())
             return float(values[-1] if which == "LA" else values[0])
 
+        def product(vector: np.ndarray) -> np.ndarray:
+            return (self @ torch.as_tensor(vector.ravel()).to(self.theta)).cpu().numpy()
+
+        operator = scipy.sparse.linalg.LinearOperator((size, size), matvec=product, dtype=np.float64)
+        start = np.random.default_rng(0).standard_normal(size)  # fixed, so that the answer is too
+        try:
+            settings = {"v0": start, "tol": 1e-4, "return_eigenvectors": False}
+            values = scipy.sparse.linalg.eigsh(operator, k=1, which=which, **settings)
+        except scipy.sparse.linalg.ArpackNoConvergence:  # eigenvalues too close together: the dense matrix has them all
+            values = torch.linalg.eigvalsh(self.dense())
+        return float(values[-1] if which == "LA" else values[0])
+
 
 class NotConvergedError(RuntimeError):
     """A solver or training did not come as near to its end as was asked of it."""
