@@ -1,118 +1,71 @@
-"""The command line: ``python -m metasp_lite data``, ``tour``, ``bench``, ``train``, ``grid`` and ``stages``."""
+"""The command line: ``python -m metasp_lite data``, ``tour``, ``bench``, ``train``, ``grid``, ``stages``, ``variants``.
+
+Each command is a module of ``commands`` with ``configure`` (its options) and ``main``.  Only the one that is called is
+imported, and it imports what computes only when it runs: help and a misspelt option answer at once.
+"""
 
 import argparse
-import dataclasses
 import sys
 from collections.abc import Sequence
-from pathlib import Path
+from importlib import import_module
 
-import torch
-
-from metasp_lite import bench, data, grid, methods, presets, settings, stage_studies, tour
-from metasp_lite.functional import NotConvergedError
-from metasp_lite.train import InUseError, train
-
-
-def build_parser() -> argparse.ArgumentParser:
-    """Return the parser; each module adds its own subcommand and the function that runs it."""
-    parser = argparse.ArgumentParser(prog="python -m metasp_lite", description=__doc__)
-    commands = parser.add_subparsers(dest="command", required=True)
-    data.add_command(commands)
-    tour.add_command(commands)
-    bench.add_command(commands)
-    add_train_command(commands)
-    grid.add_command(commands)
-    stage_studies.add_command(commands)
-    return parser
-
-
-def add_train_command(subparsers: argparse._SubParsersAction) -> None:
-    """Register ``train``."""
-    command = subparsers.add_parser("train", help="train one method on one stream; the same line again goes on")
-    command.add_argument("--list", action=List, help="name the streams, the methods and their settings, and stop")
-    command.add_argument("--stream", required=True, metavar="NAME", help="a stream's name, or a folder of images")
-    command.add_argument("--method", required=True, metavar="NAME")
-    command.add_argument("--memory", type=int, metavar="N", help="stored examples (default: the stream's)")
-    command.add_argument("--seed", type=int, default=1231, metavar="N", help="default: 1231, the first of the paper's")
-    command.add_argument("--out", type=Path, required=True, metavar="DIR", help="checkpoint.pt, at the end result.json")
-    command.add_argument(
-        "--set", action="append", default=[], metavar="NAME=VALUE", help="a setting of stream, recipe or method"
-    )
-    command.add_argument("--profile", choices=settings.PROFILES, help="default: METASP_PROFILE, else lite")
-    command.add_argument(
-        "--checkpoint-seconds", type=float, default=60.0, metavar="S", help="default: 60; 0: after every epoch"
-    )
-    command.set_defaults(run=run_train)
-
-
-class List(argparse.Action):
-    """Print what can be trained, and exit."""
-
-    def __init__(self, *arguments: object, **named: object) -> None:
-        """Take no value."""
-        super().__init__(*arguments, nargs=0, **named)
-
-    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
-        """Print the list."""
-        profile = settings.profile()
-        print(f"streams (profile {profile}):")
-        for name, chosen in presets.STREAMS[profile].items():
-            preset = presets.PRESETS[profile][name]
-            print(f"  {name}: {_shown(chosen)}; {_shown(preset.recipe)}; memory={preset.memory}")
-        print("  any folder of images {train,test}/<class>/*.png: --stream PATH --set classes_per_task=N")
-        print("methods:")
-        for name, method in methods.METHODS.items():
-            print(f"  {name}: {method.paper}")
-            if shown := _shown(method.Settings()):
-                print(f"    {shown}")
-        parser.exit()
-
-
-def _shown(chosen: object) -> str:
-    return ", ".join(f"{name}={value}" for name, value in dataclasses.asdict(chosen).items())
-
-
-def run_train(arguments: argparse.Namespace) -> int:
-    """Run or go on with one run, and say how accurate it is at the end."""
-    overrides = {}
-    for text in arguments.set:
-        name, equals, value = text.partition("=")
-        if not equals:
-            raise ValueError(f"--set {text}: write it as name=value")
-        overrides[name.strip()] = value.strip()
-    run = presets.build(
-        arguments.stream,
-        arguments.method,
-        arguments.seed,
-        profile=arguments.profile,
-        memory=arguments.memory,
-        overrides=overrides,
-    )
-    result = train(run, arguments.out, checkpoint_seconds=arguments.checkpoint_seconds)
-    for setting in ("class_incremental", "task_incremental"):
-        accuracy, change = result[setting]["a_inf"], result[setting]["bwt"]
-        forgetting = "" if change is None else f", backward transfer {change:+.4f}"
-        print(f"{setting.replace('_', '-')}: final accuracy {accuracy:.4f}{forgetting}")
-    print(f"all of it is in {arguments.out / 'result.json'}")
-    return 0
+COMMANDS = {
+    "data": "list the data sets that are here, or download one",
+    "tour": "run the notebooks without a browser",
+    "bench": "measure what influences, a MetaSP step and training cost, and store it",
+    "train": "train one method on one stream; the same line again goes on",
+    "grid": "train all combinations of streams, methods, memory sizes and seeds",
+    "stages": "measure two-stage influence against retraining, and store it",
+    "variants": "train MetaSP with each variant of its weights, and ER-late beside it, and store the ends",
+}
+_GOES_ON = ("train", "grid")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status; an expected error ends in one clear sentence, not a traceback."""
-    arguments = build_parser().parse_args(argv)
+    words = sys.argv[1:] if argv is None else list(argv)
+    arguments = _parser(words).parse_args(words)
     try:
-        return arguments.run(arguments)
-    except (OSError, ValueError, ArithmeticError, NotConvergedError, InUseError) as error:
-        print(f"metasp_lite: {error}", file=sys.stderr)
-        return 1
-    except torch.OutOfMemoryError as error:
-        print(f"metasp_lite: the GPU's memory is too small: {str(error).splitlines()[0]}", file=sys.stderr)
-        return 1
+        return import_module(f"metasp_lite.commands.{arguments.command}").main(arguments)
     except KeyboardInterrupt:
-        ways = {"train": "; the same command goes on from the last checkpoint"}
-        ways["grid"] = ways["train"]
-        print(f"\nmetasp_lite: interrupted{ways.get(arguments.command, '')}", file=sys.stderr)
+        way_on = "; the same command goes on from the last checkpoint" if arguments.command in _GOES_ON else ""
+        print(f"\nmetasp_lite: interrupted{way_on}", file=sys.stderr)
         return 130
+    except Exception as error:
+        sentence = _sentence(error)
+        if sentence is None:
+            raise
+        print(f"metasp_lite: {sentence}", file=sys.stderr)
+        return 1
+
+
+def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
+    """Return the parser that knows all commands by name, and of the one that ``words`` call also the options."""
+    description = (__doc__ or "").partition("\n")[0]
+    parser = argparse.ArgumentParser(prog="python -m metasp_lite", description=description)
+    commands = parser.add_subparsers(dest="command", required=True)
+    called = next((word for word in words if not word.startswith("-")), None)
+    for name, purpose in COMMANDS.items():
+        command = commands.add_parser(name, help=purpose, description=purpose)
+        if name == called:
+            import_module(f"metasp_lite.commands.{name}").configure(command)
+    return parser
+
+
+def _sentence(error: Exception) -> str | None:
+    """Return what to print for an error that a user can do something about, None for a defect."""
+    if isinstance(error, OSError | ValueError | ArithmeticError):
+        return str(error)
+    import torch  # loaded by then: what is left comes from what computes
+
+    from metasp_lite.calculus import NotConvergedError
+    from metasp_lite.continual import InUseError
+
+    if isinstance(error, NotConvergedError | InUseError):
+        return str(error)
+    if isinstance(error, torch.OutOfMemoryError):
+        return f"the GPU's memory is too small: {str(error).splitlines()[0]}"
+    return None
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from metasp_lite import settings
+from metasp_lite.files import write_atomically
 
 RESULTS_DIR = settings.PROJECT_DATA_DIR / "results"
 PACKAGES = ("torch", "torchvision", "numpy", "scipy", "scikit-learn")
@@ -43,17 +44,6 @@ def write(path: Path, result: Mapping[str, object] | Sequence[Mapping[str, objec
     origin = {"obtained_with": provenance()}
     stamped = {**result, **origin} if isinstance(result, Mapping) else [{**each, **origin} for each in result]
     write_atomically(path, json.dumps(stamped, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
-
-
-def write_atomically(path: Path, content: str | bytes) -> None:
-    """Write a file so that whoever looks finds the old content or the new, never half of either."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.part")
-    try:
-        part.write_bytes(content.encode() if isinstance(content, str) else content)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def _git(*arguments: str) -> str | None:

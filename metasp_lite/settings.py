@@ -2,15 +2,16 @@
 
 import os
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 Profile = Literal["lite", "full"]
 PROFILES: tuple[Profile, ...] = ("lite", "full")
-
 PROJECT_DIR = Path(__file__).resolve().parent.parent
 PROJECT_DATA_DIR = PROJECT_DIR / "data"
+GRID_EXAMPLE = Path(__file__).resolve().parent / "continual" / "example-grid.toml"  # help and errors show it
 
 
 def profile() -> Profile:
@@ -39,6 +40,8 @@ def data_dir() -> Path:
     return folder
 
 
-def device() -> torch.device:
+def device() -> "torch.device":
     """Return the device that everything runs on: the current CUDA device if there is one, else the CPU."""
+    import torch  # here: the command line reads profiles and folders without it
+
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")

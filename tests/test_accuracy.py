@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from metasp_lite.accuracy import Summary, summarise
+from metasp_lite.continual.accuracy import Summary, summarise
 
 
 def test_three_tasks_by_hand():

@@ -8,7 +8,7 @@ import torch
 from scipy import stats
 from torchvision.transforms import functional as TF
 
-from metasp_lite.augment import Augmentation
+from metasp_lite.images.augment import Augmentation
 
 SHAPES = pytest.mark.parametrize("shape", [(1, 28, 28), (3, 8, 8), (3, 5, 9), (1, 7, 5)], ids=str)
 # A chi-square test fails a correct program for this share of the seeds; the seeds here are fixed and do not.

@@ -7,21 +7,23 @@ import pytest
 import torch
 from torch import nn
 
-from metasp_lite import bench, bench_process, bench_step, bench_toy, bench_train, models, settings
+from metasp_lite import memory, networks, results, settings, studies
 from metasp_lite.__main__ import main
-from metasp_lite.bench_step import STEPS, Case
+from metasp_lite.commands import bench
+from metasp_lite.studies import process, step_cost, toy_cost, training_cost
+from metasp_lite.studies.step_cost import STEPS, Case
 
 
 def double_arguments(network):
     """A step's arguments in float64, so that rounding does not hide a difference."""
-    model, _, *sets = bench_step.arguments(network.double(), Case("tiny", n=6, v=8))
+    model, _, *sets = step_cost.arguments(network.double(), Case("tiny", n=6, v=8))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     return model, optimizer, *((images.double(), labels) for images, labels in sets)
 
 
 def state_after(variant, spoil=()):
     """Parameters and buffers after one step; the argument sets numbered in ``spoil`` are noise instead."""
-    model, optimizer, *sets = double_arguments(models.lite_cnn(widths=(2, 3, 4)))
+    model, optimizer, *sets = double_arguments(networks.lite_cnn(widths=(2, 3, 4)))
     for k in spoil:
         sets[k] = (torch.rand_like(sets[k][0]), sets[k][1])
     STEPS[variant](model, optimizer, *sets)
@@ -48,7 +50,7 @@ def test_both_validation_sets_matter_to_the_weighted_steps_alone(variant, valida
 
 
 def test_fine_tuning_sees_the_new_half_of_the_batch_alone():
-    model, optimizer, (images, labels), *_ = double_arguments(models.lite_cnn(widths=(2, 3, 4)))
+    model, optimizer, (images, labels), *_ = double_arguments(networks.lite_cnn(widths=(2, 3, 4)))
     nn.functional.cross_entropy(model(images[:3]), labels[:3]).backward()
     optimizer.step()
     assert difference(model.state_dict(), state_after("sgd")) < 1e-14
@@ -74,29 +76,30 @@ def test_operations_are_those_counted_by_hand(variant, passes, in_the_first_laye
     n, v = 6, 10
     network = nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 5), nn.Tanh(), nn.Linear(5, 7), nn.Linear(7, 10))
     first, others = 2 * 3072 * 5, 2 * (5 * 7 + 7 * 10)
-    step = partial(STEPS[variant], *bench_step.arguments(network, Case("linear", n=n, v=v)))
+    step = partial(STEPS[variant], *step_cost.arguments(network, Case("linear", n=n, v=v)))
     (batch, validation), (batch_first, validation_first) = passes, in_the_first_layer
     by_hand = (batch * n + validation * v) * others + (batch_first * n + validation_first * v) * first
-    assert bench_step.operations(step) == by_hand
+    assert step_cost.operations(step) == by_hand
 
 
 def test_what_is_stored_is_a_list_with_an_object_for_every_step(monkeypatch, tmp_path, capsys):
     """In this process, where the peak of memory would mean nothing."""
 
     def in_this_process(function, *arguments):
-        return 1.23 if function is bench_step.peak_extra_mib else function(*arguments)
+        return 1.23 if function is step_cost.peak_extra_mib else function(*arguments)
 
     cases = (Case("tiny", n=4, v=2, repetitions=2), Case("tiny", n=8, v=4, repetitions=1, variants=tuple(STEPS)))
-    monkeypatch.setattr(bench_step, "NETWORKS", {"tiny": lambda: models.lite_cnn(widths=(2, 2))})
-    monkeypatch.setattr(bench_step, "CASES", cases)
-    monkeypatch.setattr(bench_step, "in_fresh_process", in_this_process)
-    monkeypatch.setattr(bench_step, "OUT", tmp_path / "step.json")
+    monkeypatch.setattr(step_cost, "NETWORKS", {"tiny": lambda: networks.lite_cnn(widths=(2, 2))})
+    monkeypatch.setattr(step_cost, "CASES", cases)
+    monkeypatch.setattr(step_cost, "in_fresh_process", in_this_process)
+    monkeypatch.setattr(studies, "import_beforehand", lambda *modules: None)  # would stay for the tests after this one
+    monkeypatch.setattr(results, "RESULTS_DIR", tmp_path)
     monkeypatch.setattr(settings, "PROJECT_DIR", tmp_path)
-    bench_step.run()
-    stored = json.loads((tmp_path / "step.json").read_text())
+    assert main(["bench", "step"]) == 0
+    stored = json.loads((tmp_path / "bench" / "step.json").read_text())
     assert [row["variant"] for row in stored] == ["sgd", "er", "metasp", "oracle", *STEPS]
     for row in stored:
-        assert (row["network"], row["seed"], row["threads"]) == ("tiny", bench_step.SEED, 1)
+        assert (row["network"], row["seed"], row["threads"]) == ("tiny", step_cost.SEED, 1)
         assert (row["n"], row["v"], row["repetitions"]) in [(4, 2, 2), (8, 4, 1)]
         assert row["peak_extra_mib"] == row["peak_extra_mib_ordinary_malloc"] == 1.2
         assert row["cpu_seconds"] >= row["cpu_seconds_min"] > 0
@@ -118,11 +121,11 @@ def test_times_are_medians_over_repetitions_in_turn(monkeypatch):
 
         return step
 
-    monkeypatch.setattr(bench_step, "STEPS", {"er": step_of("er", 1), "other": step_of("other", 3)})
-    monkeypatch.setattr(bench_step, "NETWORKS", {"tiny": lambda: nn.Linear(1, 1)})
-    monkeypatch.setattr(bench_step, "operations", lambda step: step() or 1)
-    monkeypatch.setattr(bench_step.time, "process_time", lambda: now[0])
-    er, other = bench_step.operations_and_seconds(Case("tiny", n=2, v=2, repetitions=3, variants=("er", "other")))
+    monkeypatch.setattr(step_cost, "STEPS", {"er": step_of("er", 1), "other": step_of("other", 3)})
+    monkeypatch.setattr(step_cost, "NETWORKS", {"tiny": lambda: nn.Linear(1, 1)})
+    monkeypatch.setattr(step_cost, "operations", lambda step: step() or 1)
+    monkeypatch.setattr(step_cost.time, "process_time", lambda: now[0])
+    er, other = step_cost.operations_and_seconds(Case("tiny", n=2, v=2, repetitions=3, variants=("er", "other")))
     assert taken == ["er", "other"] * 4
     assert (er["cpu_seconds"], other["cpu_seconds"], other["cpu_ratio_to_er"]) == (2, 6, 3)
     assert (er["cpu_seconds_min"], other["cpu_seconds_min"]) == (1, 3)
@@ -130,8 +133,8 @@ def test_times_are_medians_over_repetitions_in_turn(monkeypatch):
 
 def test_the_peak_of_a_fresh_process_does_not_include_that_of_the_one_that_asks():
     """It did where the process was started and not forked: this one holds torch, about 500 MiB, that one nothing."""
-    assert bench_process.peak_mib() > 150
-    assert bench_process.in_fresh_process(bench_process.peak_mib) < 100
+    assert memory.peak_mib() > 150
+    assert process.in_fresh_process(memory.peak_mib) < 100
 
 
 def test_the_peak_grows_by_what_the_backward_pass_keeps():
@@ -142,17 +145,17 @@ def test_the_peak_grows_by_what_the_backward_pass_keeps():
         kept[tensor.untyped_storage().data_ptr()] = tensor
         return tensor
 
-    model, _, (images, labels), *_ = bench_step.arguments(models.lite_cnn(), case)
+    model, _, (images, labels), *_ = step_cost.arguments(networks.lite_cnn(), case)
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
         nn.functional.cross_entropy(model(images), labels)
     there_before = {tensor.untyped_storage().data_ptr() for tensor in (images, labels, *model.parameters())}
     mib = sum(t.untyped_storage().nbytes() for pointer, t in kept.items() if pointer not in there_before) / 2**20
     assert mib > 50
-    assert mib < bench_process.in_fresh_process(bench_step.peak_extra_mib, "er", case) < 1.4 * mib
+    assert mib < process.in_fresh_process(step_cost.peak_extra_mib, "er", case) < 1.4 * mib
 
 
 def test_an_unknown_benchmark_is_refused_before_anything_runs(capsys, monkeypatch):
-    monkeypatch.setattr(bench_toy, "run", lambda seeds: pytest.fail("it ran"))
+    monkeypatch.setattr(toy_cost, "study", lambda seeds: pytest.fail("it ran"))
     assert main(["bench", "toy", "steps"]) == 1
     assert capsys.readouterr().err == "metasp_lite: there is no benchmark 'steps'; choose from toy, step, train\n"
     assert main(["bench", "--seeds", "0"]) == 1
@@ -162,18 +165,22 @@ def test_an_unknown_benchmark_is_refused_before_anything_runs(capsys, monkeypatc
 @pytest.mark.parametrize(
     ("asked", "run"), [([], ["toy 5", "step", "train"]), (["step"], ["step"]), (["toy", "--seeds", "2"], ["toy 2"])]
 )
-def test_one_command_runs_all_benchmarks_or_those_named(asked, run, monkeypatch):
+def test_one_command_runs_all_benchmarks_or_those_named(asked, run, monkeypatch, tmp_path):
     ran = []
-    monkeypatch.setattr(bench, "import_beforehand", lambda *modules: None)  # would stay for the tests after this one
-    monkeypatch.setattr(bench_toy, "run", lambda seeds: ran.append(f"toy {seeds}"))
-    monkeypatch.setattr(bench_step, "run", lambda: ran.append("step"))
-    monkeypatch.setattr(bench_train, "run", lambda: ran.append("train"))
+    monkeypatch.setattr(studies, "import_beforehand", lambda *modules: None)  # would stay for the tests after this one
+    monkeypatch.setattr(results, "RESULTS_DIR", tmp_path)
+    monkeypatch.setattr(settings, "PROJECT_DIR", tmp_path)
+    shown = dict.fromkeys([*bench._SHOWN["step"], *bench._SHOWN["train"]], 1)
+    monkeypatch.setattr(toy_cost, "study", lambda seeds: ran.append(f"toy {seeds}") or {"runs": [{"seed": 7}]})
+    monkeypatch.setattr(step_cost, "study", lambda: ran.append("step") or [shown])
+    monkeypatch.setattr(training_cost, "study", lambda: ran.append("train") or [shown])
     assert main(["bench", *asked]) == 0
     assert ran == run
+    assert {path.stem for path in (tmp_path / "bench").iterdir()} == {name.partition(" ")[0] for name in run}
 
 
 def test_training_steps_are_timed_beside_a_bare_loop():
-    rows = {row["variant"]: row for row in bench_train.measure("lite-cnn", 2)}
+    rows = {row["variant"]: row for row in training_cost.measure("lite-cnn", 2)}
     assert set(rows) == {"bare", "augmentation", "er", "metasp"}
     assert rows["bare"]["ratio_to_bare"] == rows["er"]["share_of_er_step"] == 1
     assert rows["metasp"]["steps_per_second"] < rows["er"]["steps_per_second"]

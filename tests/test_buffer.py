@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from metasp_lite.buffer import Buffer, balanced_choice
+from metasp_lite.continual.buffer import Buffer, balanced_choice
 
 CPU = torch.device("cpu")
 # A chi-square test fails a correct program for this share of the seeds; the seeds here are fixed and do not.

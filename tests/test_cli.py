@@ -6,13 +6,13 @@ import shlex
 
 import pytest
 import torch
-from tiny_stream import arguments_of, make_folder, run_on
+from helpers.tiny_stream import arguments_of, make_folder, run_on
 
 from metasp_lite import __main__ as program
-from metasp_lite import presets, streams, train
-from metasp_lite.learner import Recipe
-from metasp_lite.methods import METHODS
-from metasp_lite.streams import StreamSettings
+from metasp_lite.continual import presets, streams, training
+from metasp_lite.continual.learner import Recipe
+from metasp_lite.continual.methods import METHODS
+from metasp_lite.continual.streams import StreamSettings
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +38,7 @@ def test_the_command_trains_and_the_same_line_again_only_tells(folder, tmp_path,
     assert (tmp_path / "run" / "result.json").stat().st_mtime_ns == before
     run = run_on(folder, "er")
     assert result["run"] == json.loads(json.dumps(run.as_dict()))  # the command says the same as Python
-    again = train.train(run, tmp_path / "python")
+    again = training.train(run, tmp_path / "python")
     assert again["epoch_losses"] == result["epoch_losses"]
 
 
@@ -47,7 +47,7 @@ def test_the_issues_own_line_is_understood(tmp_path, monkeypatch):
     seen = []
     entry = {"a_inf": 0.5, "bwt": None}
     monkeypatch.setattr(
-        program,
+        training,
         "train",
         lambda run, out, **_: seen.append(run) or dict.fromkeys(("class_incremental", "task_incremental"), entry),
     )
@@ -62,7 +62,7 @@ def test_the_list_names_every_stream_and_method(capsys):
         program.main(["train", "--list"])
     assert stopped.value.code == 0
     shown = capsys.readouterr().out
-    for name in (*streams.LITE, *METHODS, *(method.paper for method in METHODS.values())):
+    for name in (*presets.STREAMS["lite"], *METHODS, *(method.paper for method in METHODS.values())):
         assert name in shown
 
 
@@ -108,7 +108,7 @@ def test_a_stream_that_is_not_here_says_how_to_get_it(tmp_path, monkeypatch, cap
 @pytest.mark.parametrize(
     ("error", "status", "sentence"),
     [
-        (train.InUseError("another process trains in x"), 1, "metasp_lite: another process trains in x"),
+        (training.InUseError("another process trains in x"), 1, "metasp_lite: another process trains in x"),
         (torch.OutOfMemoryError("CUDA out of memory.\nTried"), 1, "the GPU's memory is too small: CUDA out of memory."),
         (KeyboardInterrupt(), 130, "interrupted; the same command goes on from the last checkpoint"),
     ],
@@ -117,7 +117,7 @@ def test_what_stops_a_run_ends_in_one_sentence(error, status, sentence, folder, 
     def stop(*_: object, **__: object) -> None:
         raise error
 
-    monkeypatch.setattr(program, "train", stop)
+    monkeypatch.setattr(training, "train", stop)
     assert program.main([*arguments_of(folder, "er"), "--out", str(tmp_path)]) == status
     assert sentence in capsys.readouterr().err
 
@@ -126,7 +126,7 @@ def test_a_defect_is_not_hidden(folder, tmp_path, monkeypatch):
     def stop(*_: object, **__: object) -> None:
         raise RuntimeError("shapes differ")
 
-    monkeypatch.setattr(program, "train", stop)
+    monkeypatch.setattr(training, "train", stop)
     with pytest.raises(RuntimeError, match="shapes differ"):
         program.main([*arguments_of(folder, "er"), "--out", str(tmp_path)])
 
@@ -141,21 +141,16 @@ def test_no_name_means_two_settings(method):
 
 
 @pytest.mark.parametrize("profile", ["lite", "full"])
-@pytest.mark.parametrize("stream", streams.LITE)
+@pytest.mark.parametrize("stream", presets.STREAMS["lite"])
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_has_defaults_on_every_stream(method, stream, profile):
     run = presets.build(stream, method, 1, profile=profile)
-    preset = presets.PRESETS[profile][stream]
-    assert run.stream == presets.STREAMS[profile][stream]
+    preset = presets.STREAMS[profile][stream]
+    assert run.stream == preset.stream
     assert run.recipe.network == ("resnet18" if profile == "full" else preset.recipe.network)
     assert run.recipe.lr == (0.03 if method in ("gem", "a-gem") else 0.1)
     assert getattr(run.settings, "memory", preset.memory) == preset.memory
     assert getattr(run.settings, "late_epochs", preset.late_epochs) == preset.late_epochs < run.recipe.epochs
-
-
-def test_every_stream_has_a_preset():
-    for profile, known in presets.STREAMS.items():
-        assert set(presets.PRESETS[profile]) == set(known)
 
 
 def test_settings_are_read_as_their_types():

@@ -24,10 +24,12 @@ import torch
 from PIL import Image
 from torchvision import datasets
 
-from metasp_lite import data, downloads, idx, image_folder, settings
+from metasp_lite import settings
+from metasp_lite.commands import data
+from metasp_lite.images import cache, downloads, folder, idx, inventory, sets
 
 REAL_DATA = os.environ.get("METASP_DATA")
-REAL_DEBIAN = data.DEBIAN_FASHION_MNIST
+REAL_DEBIAN = sets.DEBIAN_FASHION_MNIST
 BUNDLED = settings.PROJECT_DATA_DIR / "bundled" / "fashion-mnist"
 
 
@@ -37,7 +39,7 @@ def home(tmp_path, monkeypatch):
     folder = tmp_path / "home"
     folder.mkdir()
     monkeypatch.setenv("METASP_DATA", str(folder))
-    monkeypatch.setattr(image_folder, "cache_dir", lambda: tmp_path / "cache")
+    monkeypatch.setattr(cache, "cache_dir", lambda: tmp_path / "cache")
     monkeypatch.setattr(data, "DEBIAN_FASHION_MNIST", tmp_path / "no-debian")
     return folder
 
@@ -74,7 +76,7 @@ def write_fashion(folder, count=10):
 
 
 def cache_files():
-    folder = image_folder.cache_dir()
+    folder = cache.cache_dir()
     return sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
 
 
@@ -82,7 +84,7 @@ def forbid_decoding(monkeypatch):
     def fail(path, decoding):
         raise AssertionError(f"{path} was decoded")
 
-    monkeypatch.setattr(image_folder, "decode", fail)
+    monkeypatch.setattr(cache, "decode", fail)
 
 
 # --- image sets -------------------------------------------------------------------------------------------------------
@@ -90,7 +92,7 @@ def forbid_decoding(monkeypatch):
 
 def test_first_per_class_equals_a_walk_through_the_labels():
     labels = torch.tensor([2, 0, 1, 1, 0, 2, 2, 1, 0, 0])
-    images = data.ImageSet(
+    images = sets.ImageSet(
         torch.arange(10, dtype=torch.uint8).reshape(10, 1, 1, 1), labels, ("a", "b", "c"), "toy", "x"
     )
     expected, seen = [], {}
@@ -98,7 +100,7 @@ def test_first_per_class_equals_a_walk_through_the_labels():
         seen[label] = seen.get(label, 0) + 1
         if seen[label] <= 2:
             expected.append(slot)
-    subset = data.first_per_class(images, 2)
+    subset = sets.first_per_class(images, 2)
     assert subset.images.flatten().tolist() == expected
     assert subset.labels.tolist() == labels[expected].tolist()
     assert len(subset) == 6
@@ -107,11 +109,11 @@ def test_first_per_class_equals_a_walk_through_the_labels():
 
 def test_first_per_class_says_which_class_is_too_small(home):
     make_tree(home / "toy")
-    images = data.load("toy")
+    images = sets.load("toy")
     with pytest.raises(ValueError, match=r"class 'cat' of toy has 2 images, 3 were asked for"):
-        data.first_per_class(images, 3)
+        sets.first_per_class(images, 3)
     with pytest.raises(ValueError, match="count=0"):
-        data.first_per_class(images, 0)
+        sets.first_per_class(images, 0)
 
 
 @pytest.mark.parametrize(
@@ -127,7 +129,7 @@ def test_first_per_class_says_which_class_is_too_small(home):
 )
 def test_an_image_set_refuses_tensors_that_break_its_rules(images, labels):
     with pytest.raises(ValueError, match=r"pass|must be in 0\.\.0"):
-        data.ImageSet(images, labels, ("only",), "toy", "x")
+        sets.ImageSet(images, labels, ("only",), "toy", "x")
 
 
 # --- idx files --------------------------------------------------------------------------------------------------------
@@ -180,7 +182,7 @@ def test_a_plain_or_absent_idx_file_is_named(tmp_path):
 def test_debians_files_give_their_pixels_labels_and_class_names(tmp_path, monkeypatch):
     monkeypatch.setattr(data, "DEBIAN_FASHION_MNIST", tmp_path / "debian")
     pixels = write_fashion(tmp_path / "debian", 12)
-    images = data.load("fashion-mnist")
+    images = sets.load("fashion-mnist")
     assert np.array_equal(images.images[:, 0].numpy(), pixels)
     assert images.labels.tolist() == [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 0, 1]
     assert list(images.classes) == datasets.FashionMNIST.classes
@@ -202,12 +204,12 @@ def test_idx_files_that_are_not_fashion_mnist_are_named(tmp_path, monkeypatch, f
     write_fashion(tmp_path / "debian")
     write_idx(tmp_path / "debian" / file, array)
     with pytest.raises(ValueError, match=rf"{file}.*apt-get install --reinstall dataset-fashion-mnist"):
-        data.load("fashion-mnist", source="debian")
+        sets.load("fashion-mnist", source="debian")
 
 
 def test_the_bundled_subset_holds_1000_and_200_images_of_each_class():
     for split, prefix, count in (("train", "train", 1000), ("test", "t10k", 200)):
-        images = data.load("fashion-mnist", split)
+        images = sets.load("fashion-mnist", split)
         assert images.source == "bundled subset (1,000 training and 200 test images of each class)"
         assert images.images.shape == (10 * count, 1, 28, 28)
         assert torch.bincount(images.labels).tolist() == [count] * 10
@@ -238,8 +240,8 @@ def test_the_recipe_gives_the_bundled_images_and_labels(tmp_path, monkeypatch):
 @pytest.mark.skipif(not REAL_DEBIAN.is_dir(), reason="needs Debian's package dataset-fashion-mnist")
 def test_bundled_and_debian_give_the_same_first_images(monkeypatch):
     monkeypatch.setattr(data, "DEBIAN_FASHION_MNIST", REAL_DEBIAN)
-    ours = data.first_per_class(data.load("fashion-mnist", source="bundled"), 20)
-    theirs = data.first_per_class(data.load("fashion-mnist", source="debian"), 20)
+    ours = sets.first_per_class(sets.load("fashion-mnist", source="bundled"), 20)
+    theirs = sets.first_per_class(sets.load("fashion-mnist", source="debian"), 20)
     assert torch.equal(ours.images, theirs.images)
     assert torch.equal(ours.labels, theirs.labels)
 
@@ -249,7 +251,7 @@ def test_a_damaged_bundled_file_is_named_with_the_way_out(tmp_path, monkeypatch,
     folder = tmp_path / "project" / "bundled" / "fashion-mnist"
     shutil.copytree(BUNDLED, folder)
     monkeypatch.setattr(settings, "PROJECT_DATA_DIR", tmp_path / "project")
-    assert len(data.load("fashion-mnist", "test")) == 2000
+    assert len(sets.load("fashion-mnist", "test")) == 2000
     labels, sums = folder / "t10k-labels-idx1-ubyte.gz", folder / "SHA256SUMS"
     if damage == "flip":  # a changed label, packed as a faultless file: only the sum tells
         content = bytearray(gzip.decompress(labels.read_bytes()))
@@ -263,49 +265,49 @@ def test_a_damaged_bundled_file_is_named_with_the_way_out(tmp_path, monkeypatch,
         sums.unlink()
     name = sums.name if damage == "no sums" else labels.name
     with pytest.raises(ValueError, match=rf"{name}.*git checkout -- data/bundled"):
-        data.load("fashion-mnist", "test")
+        sets.load("fashion-mnist", "test")
 
 
 # --- sources ----------------------------------------------------------------------------------------------------------
 
 
 def test_sources_are_tried_in_the_documented_order(home, tmp_path, monkeypatch):
-    assert data.load("fashion-mnist").source.startswith("bundled")
+    assert sets.load("fashion-mnist").source.startswith("bundled")
     write_fashion(home / "downloads" / "packed")
     for file in (home / "downloads" / "packed").iterdir():
         target = home / "downloads" / "FashionMNIST" / "raw" / file.stem
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(gzip.decompress(file.read_bytes()))
-    assert data.load("fashion-mnist").source == "torchvision's download of FashionMNIST"
+    assert sets.load("fashion-mnist").source == "torchvision's download of FashionMNIST"
     monkeypatch.setattr(data, "DEBIAN_FASHION_MNIST", tmp_path / "debian")
     write_fashion(tmp_path / "debian")
-    assert "Debian" in data.load("fashion-mnist").source
+    assert "Debian" in sets.load("fashion-mnist").source
     make_tree(home / "fashion-mnist", [f"c{i}" for i in range(10)], (28, 28), count=1)
-    assert data.load("fashion-mnist").source == "image folder METASP_DATA/fashion-mnist"
+    assert sets.load("fashion-mnist").source == "image folder METASP_DATA/fashion-mnist"
     for source, word in [
         ("folder", "image"),
         ("debian", "Debian"),
         ("download", "torchvision"),
         ("bundled", "bundled"),
     ]:
-        assert word in data.load("fashion-mnist", source=source).source
+        assert word in sets.load("fashion-mnist", source=source).source
 
 
 def test_what_is_not_found_is_said_with_every_way_out(home):
     with pytest.raises(FileNotFoundError) as error:
-        data.load("cifar10")
+        sets.load("cifar10")
     assert str(home / "cifar10") in str(error.value)
     assert str(home / "downloads") in str(error.value)
     assert "python -m metasp_lite data download cifar10" in str(error.value)
     assert "METASP_DATA" in str(error.value)
     with pytest.raises(FileNotFoundError, match=r"known sets: fashion-mnist, mnist, cifar10, cifar100, mini-imagenet"):
-        data.load("cifar11")
+        sets.load("cifar11")
     with pytest.raises(FileNotFoundError, match=r"mini-imagenet/\{train,test\}/<class>"):
-        data.load("mini-imagenet")
+        sets.load("mini-imagenet")
     with pytest.raises(FileNotFoundError, match=r"no-debian.*apt-get install dataset-fashion-mnist"):
-        data.load("fashion-mnist", source="debian")
+        sets.load("fashion-mnist", source="debian")
     with pytest.raises(FileNotFoundError, match="cifar10 has no source 'bundled'"):
-        data.load("cifar10", source="bundled")
+        sets.load("cifar10", source="bundled")
 
 
 @pytest.mark.parametrize(
@@ -318,18 +320,18 @@ def test_what_is_not_found_is_said_with_every_way_out(home):
 )
 def test_a_wrong_argument_is_named(keywords, message):
     with pytest.raises(ValueError, match=message):
-        data.load("fashion-mnist", **keywords)
+        sets.load("fashion-mnist", **keywords)
 
 
 def test_a_path_is_read_as_an_image_folder(tmp_path):
     make_tree(tmp_path / "elsewhere" / "toy")
-    by_path, by_text = data.load(tmp_path / "elsewhere" / "toy"), data.load(str(tmp_path / "elsewhere" / "toy"))
+    by_path, by_text = sets.load(tmp_path / "elsewhere" / "toy"), sets.load(str(tmp_path / "elsewhere" / "toy"))
     assert torch.equal(by_path.images, by_text.images)
     assert by_path.name == "toy"
     with pytest.raises(FileNotFoundError, match=r"no folder .*nowhere"):
-        data.load(tmp_path / "nowhere")
+        sets.load(tmp_path / "nowhere")
     with pytest.raises(ValueError, match="source='bundled'"):
-        data.load(tmp_path / "elsewhere" / "toy", source="bundled")
+        sets.load(tmp_path / "elsewhere" / "toy", source="bundled")
 
 
 # --- image folders ----------------------------------------------------------------------------------------------------
@@ -355,7 +357,7 @@ def test_a_folder_reads_as_torchvisions_image_folder(home, shape):
             path.unlink()
     for split in ("train", "test"):
         images, labels, names = as_torchvision_reads(home / "toy", split)
-        ours = data.load("toy", split)
+        ours = sets.load("toy", split)
         assert np.array_equal(ours.images.numpy(), images)
         assert ours.labels.tolist() == labels
         assert ours.classes == names
@@ -364,19 +366,19 @@ def test_a_folder_reads_as_torchvisions_image_folder(home, shape):
 
 def test_many_jobs_and_threads_keep_the_order(home, monkeypatch):
     make_tree(home / "toy", count=11)
-    monkeypatch.setattr(image_folder, "_FILES_PER_JOB", 3)
-    monkeypatch.setattr(image_folder, "_usable_cpus", lambda: 2)
-    assert np.array_equal(data.load("toy").images.numpy(), as_torchvision_reads(home / "toy", "train")[0])
+    monkeypatch.setattr(cache, "_FILES_PER_JOB", 3)
+    monkeypatch.setattr(cache, "_usable_cpus", lambda: 2)
+    assert np.array_equal(sets.load("toy").images.numpy(), as_torchvision_reads(home / "toy", "train")[0])
 
 
 def test_hidden_files_are_left_out(home):
     make_tree(home / "toy")
-    before = data.load("toy")
+    before = sets.load("toy")
     for name in ("train/.DS_Store", "train/cat/.hidden.png", "train/.git/config"):
         path = home / "toy" / name
         path.parent.mkdir(exist_ok=True)
         path.write_text("x")
-    assert torch.equal(data.load("toy").images, before.images)
+    assert torch.equal(sets.load("toy").images, before.images)
 
 
 def rgb(path, shape=(6, 5, 3)):
@@ -417,7 +419,7 @@ def test_a_defect_of_a_folder_is_named_with_the_way_out(home, defect):
     cause, message = DEFECTS[defect]
     cause(home / "toy")
     with pytest.raises((ValueError, FileNotFoundError), match=message):
-        data.load("toy")
+        sets.load("toy")
     assert cache_files() == []
 
 
@@ -426,13 +428,13 @@ def test_no_truncated_image_is_taken_for_whole(tmp_path, suffix):
     # Cutting bytes that carry no pixels (a PNG's end mark) may go unnoticed: then the pixels must be the right ones.
     path = tmp_path / f"whole.{suffix}"
     save(path, noise(0, 24, 24, 3))
-    content, whole = path.read_bytes(), image_folder.decode(path, image_folder.Decoding())
+    content, whole = path.read_bytes(), folder.decode(path, folder.Decoding())
     cut = tmp_path / f"cut.{suffix}"
     refused = 0
     for length in range(len(content)):
         cut.write_bytes(content[:length])
         try:
-            pixels = image_folder.decode(cut, image_folder.Decoding())
+            pixels = folder.decode(cut, folder.Decoding())
         except ValueError as error:
             refused += 1
             assert f"cut.{suffix} cannot be decoded" in str(error)  # noqa: PT017 - most lengths raise, not all
@@ -449,10 +451,10 @@ def test_size_resizes_files_that_vary_as_pillow_does(home):
         np.asarray(Image.open(path).resize((8, 8), Image.Resampling.BILINEAR)).transpose(2, 0, 1)
         for path in sorted((home / "toy" / "train" / "a").iterdir())
     ]
-    assert np.array_equal(data.load("toy", size=8).images.numpy(), np.stack(expected))
+    assert np.array_equal(sets.load("toy", size=8).images.numpy(), np.stack(expected))
     rgb(home / "toy/train/a/grey.png", (8, 8))
     with pytest.raises(ValueError, match=r"grey\.png has mode L, expected RGB"):
-        data.load("toy", size=8)
+        sets.load("toy", size=8)
 
 
 def test_every_source_resizes_to_the_same_pixels(home, tmp_path, monkeypatch):
@@ -461,7 +463,7 @@ def test_every_source_resizes_to_the_same_pixels(home, tmp_path, monkeypatch):
     for split in ("train", "test"):
         for i, image in enumerate(pixels):
             save(home / "fashion-mnist" / split / f"c{i}" / "0.png", image)
-    folder, debian = (data.load("fashion-mnist", source=source, size=11) for source in ("folder", "debian"))
+    folder, debian = (sets.load("fashion-mnist", source=source, size=11) for source in ("folder", "debian"))
     assert folder.images.shape == (10, 1, 11, 11)
     assert torch.equal(folder.images, debian.images)
 
@@ -469,30 +471,30 @@ def test_every_source_resizes_to_the_same_pixels(home, tmp_path, monkeypatch):
 def test_a_known_set_must_have_its_shape_and_number_of_classes(home):
     digits = [str(i) for i in range(10)]
     make_tree(home / "mnist", digits, (28, 28), count=1)
-    assert data.load("mnist", size=14).images.shape == (10, 1, 14, 14)
+    assert sets.load("mnist", size=14).images.shape == (10, 1, 14, 14)
     make_tree(home / "cifar10", digits, (16, 16, 3), count=1)
     for size in (None, 16):  # size says what comes out, not what the files may be
         with pytest.raises(ValueError, match=r"cifar10/train/0/0\.png is 16×16 pixels, expected 32×32"):
-            data.load("cifar10", size=size)
+            sets.load("cifar10", size=size)
     for size in (None, 8):
-        data.load(home / "cifar10", size=size)  # by its path it is any folder, and that leaves a cache: no way in
+        sets.load(home / "cifar10", size=size)  # by its path it is any folder, and that leaves a cache: no way in
         with pytest.raises(ValueError, match="expected 32×32"):
-            data.load("cifar10", size=size)
+            sets.load("cifar10", size=size)
     make_tree(home / "cifar100", digits, (32, 32, 3), count=1)
     with pytest.raises(ValueError, match=r"holds 10 class folders, but cifar100 has 100 classes"):
-        data.load("cifar100")
+        sets.load("cifar100")
 
 
 def test_mini_imagenet_takes_photographs_of_every_size_and_mode(home):
     make_tree(home / "mini-imagenet", [f"n{i:03}" for i in range(100)], (9, 7, 3), count=1)
     grey = noise(5, 6, 8)
     save(home / "mini-imagenet/train/n000/0.png", grey)
-    images = data.load("mini-imagenet", size=8).images
+    images = sets.load("mini-imagenet", size=8).images
     assert images.shape == (100, 3, 8, 8)
     expected = np.asarray(Image.fromarray(grey).resize((8, 8), Image.Resampling.BILINEAR))
     assert all(np.array_equal(channel, expected) for channel in images[0].numpy())
     with pytest.raises(ValueError, match="size=N"):
-        data.load("mini-imagenet")
+        sets.load("mini-imagenet")
 
 
 # --- the cache --------------------------------------------------------------------------------------------------------
@@ -500,25 +502,25 @@ def test_mini_imagenet_takes_photographs_of_every_size_and_mode(home):
 
 def test_the_second_load_comes_from_the_cache_and_is_equal(home, monkeypatch):
     make_tree(home / "toy")
-    first = data.load("toy")
+    first = sets.load("toy")
     assert len(cache_files()) == 1
     forbid_decoding(monkeypatch)
-    second = data.load("toy")
+    second = sets.load("toy")
     assert torch.equal(first.images, second.images)
     assert torch.equal(first.labels, second.labels)
 
 
 def test_writing_to_loaded_images_changes_neither_cache_nor_other_loads(home):
     make_tree(home / "toy")
-    first, untouched = data.load("toy"), data.load("toy").images.clone()
+    first, untouched = sets.load("toy"), sets.load("toy").images.clone()
     first.images.zero_()
-    assert torch.equal(data.load("toy").images, untouched)
+    assert torch.equal(sets.load("toy").images, untouched)
 
 
 def test_a_changed_folder_is_decoded_anew_and_its_stale_cache_removed(home):
     root = make_tree(home / "toy")
-    kept = data.load("toy", "test"), data.load("toy", size=3)
-    data.load("toy")
+    kept = sets.load("toy", "test"), sets.load("toy", size=3)
+    sets.load("toy")
     others = set(cache_files())
     for change in (
         lambda: rgb(root / "train/dog/new.png"),
@@ -528,11 +530,11 @@ def test_a_changed_folder_is_decoded_anew_and_its_stale_cache_removed(home):
     ):
         before = set(cache_files())
         change()
-        assert np.array_equal(data.load("toy").images.numpy(), as_torchvision_reads(root, "train")[0])
+        assert np.array_equal(sets.load("toy").images.numpy(), as_torchvision_reads(root, "train")[0])
         assert len(cache_files()) == 3
         assert len(before & set(cache_files())) == 2
         assert len(others & set(cache_files())) == 2  # the other split and the other size stay
-    assert torch.equal(data.load("toy", "test").images, kept[0].images)
+    assert torch.equal(sets.load("toy", "test").images, kept[0].images)
 
 
 def test_a_renamed_file_is_noticed_where_sizes_and_times_are_all_equal(home):
@@ -540,9 +542,9 @@ def test_a_renamed_file_is_noticed_where_sizes_and_times_are_all_equal(home):
     for path in (root / "train").rglob("*.png"):
         path.write_bytes(path.read_bytes().ljust(400, b"x"))  # bytes after a PNG's end mark are no part of the image
         os.utime(path, ns=(7, 7))
-    data.load("toy")
+    sets.load("toy")
     (root / "train/cat/0.png").rename(root / "train/cat/2.png")
-    assert np.array_equal(data.load("toy").images.numpy(), as_torchvision_reads(root, "train")[0])
+    assert np.array_equal(sets.load("toy").images.numpy(), as_torchvision_reads(root, "train")[0])
 
 
 def broken_caches():
@@ -573,33 +575,33 @@ def broken_caches():
 @pytest.mark.parametrize("content", list(broken_caches()))
 def test_a_damaged_cache_is_built_anew(home, content):
     make_tree(home / "toy")
-    expected = data.load("toy").images.clone()
+    expected = sets.load("toy").images.clone()
     (name,) = cache_files()
-    path = image_folder.cache_dir() / name
+    path = cache.cache_dir() / name
     path.unlink()
     path.write_bytes(content)
-    assert torch.equal(data.load("toy").images, expected)
+    assert torch.equal(sets.load("toy").images, expected)
     assert cache_files() == [name]
     assert np.array_equal(np.load(path), expected.numpy())
 
 
 def test_a_failure_halfway_leaves_nothing_behind(home, monkeypatch):
     make_tree(home / "toy", count=20)
-    monkeypatch.setattr(image_folder, "_FILES_PER_JOB", 2)
+    monkeypatch.setattr(cache, "_FILES_PER_JOB", 2)
     (home / "toy/train/dog/19.png").write_bytes(b"no image")
     with pytest.raises(ValueError, match=r"dog/19\.png"):
-        data.load("toy")
+        sets.load("toy")
     assert cache_files() == []
 
 
 FULL_DISK = """
 import resource, sys
 from pathlib import Path
-from metasp_lite import data, image_folder
-image_folder.cache_dir = lambda: Path(sys.argv[1])
+from metasp_lite.images import cache, sets
+cache.cache_dir = lambda: Path(sys.argv[1])
 resource.setrlimit(resource.RLIMIT_FSIZE, (500, 500))  # no file may grow beyond 500 bytes: the header fits, pixels not
 try:
-    data.load("toy")
+    sets.load("toy")
 except OSError as error:
     print(error)
 """
@@ -620,23 +622,23 @@ def test_a_cache_folder_that_cannot_be_made_is_said_clearly(home, tmp_path):
     make_tree(home / "toy")
     (tmp_path / "cache").write_text("a file is in the way")
     with pytest.raises(OSError, match="cannot write the cache"):
-        data.load("toy")
+        sets.load("toy")
 
 
 LOAD_AT_ONCE = """
 import sys, time
 from pathlib import Path
-from metasp_lite import data, image_folder
-image_folder.cache_dir = lambda: Path(sys.argv[1])
-decode = image_folder.decode
+from metasp_lite.images import cache, sets
+cache.cache_dir = lambda: Path(sys.argv[1])
+decode = folder.decode
 def slow(path, decoding):
     time.sleep(0.01)
     return decode(path, decoding)
-image_folder.decode = slow
+folder.decode = slow
 Path(sys.argv[2]).touch()
 while not all(Path(p).exists() for p in sys.argv[2:]):
     time.sleep(0.01)
-images = data.load("toy").images
+images = sets.load("toy").images
 print(int(images.long().sum()))
 """
 
@@ -653,14 +655,14 @@ def test_two_processes_may_build_the_same_cache_at_once(home, tmp_path):
 
 def test_only_abandoned_temporary_files_are_removed(home):
     make_tree(home / "toy")
-    data.load("toy")
+    sets.load("toy")
     (name,) = cache_files()
-    young, old = (image_folder.cache_dir() / f"{name.removesuffix('.npy')}.{age}.tmp" for age in ("young", "old"))
+    young, old = (cache.cache_dir() / f"{name.removesuffix('.npy')}.{age}.tmp" for age in ("young", "old"))
     young.touch()
     old.touch()
     os.utime(old, (0, 0))
     rgb(home / "toy/train/dog/new.png")
-    data.load("toy")
+    sets.load("toy")
     assert young.exists()
     assert not old.exists()
 
@@ -715,15 +717,15 @@ def md5(path):
 
 @dropped_sockets
 def test_a_download_is_loaded_from_then_on(home, mirror):
-    assert data.load("fashion-mnist").source.startswith("bundled")  # load itself downloads nothing
-    assert data.download("fashion-mnist") == home / "downloads" / "FashionMNIST"
+    assert sets.load("fashion-mnist").source.startswith("bundled")  # load itself downloads nothing
+    assert sets.download("fashion-mnist") == home / "downloads" / "FashionMNIST"
     assert [path.name for path in (home / "downloads").iterdir()] == ["FashionMNIST"]
-    images = data.load("fashion-mnist")
+    images = sets.load("fashion-mnist")
     assert images.source == "torchvision's download of FashionMNIST"
     assert np.array_equal(images.images[:, 0].numpy(), noise(0, 10, 28, 28))
     assert images.labels.tolist() == list(range(10))
     shutil.rmtree(mirror)
-    data.download("fashion-mnist")  # it is here: nothing is fetched
+    sets.download("fashion-mnist")  # it is here: nothing is fetched
 
 
 @dropped_sockets
@@ -741,25 +743,25 @@ def test_a_failed_download_is_one_sentence_and_leaves_nothing(home, mirror, monk
         sums = [(name, md5(mirror / name)) for name, _ in datasets.FashionMNIST.resources]
         monkeypatch.setattr(datasets.FashionMNIST, "resources", sums)
     with pytest.raises(OSError, match=r"no FashionMNIST could be downloaded.*check the network.*image folder") as error:
-        data.download("fashion-mnist")
+        sets.download("fashion-mnist")
     assert "\n" not in str(error.value)
     assert list((home / "downloads").iterdir()) == []
-    assert data.load("fashion-mnist").source.startswith("bundled")
+    assert sets.load("fashion-mnist").source.startswith("bundled")
 
 
 @dropped_sockets
 def test_an_incomplete_or_damaged_download_is_named_and_can_be_repaired(home, mirror):
-    raw = data.download("fashion-mnist") / "raw"
+    raw = sets.download("fashion-mnist") / "raw"
     labels = raw / "train-labels-idx1-ubyte"
     labels.write_bytes(labels.read_bytes()[:-1])
     with pytest.raises(ValueError, match=r"FashionMNIST is damaged.*data download"):
-        data.load("fashion-mnist")
+        sets.load("fashion-mnist")
     labels.unlink()
     with pytest.raises(ValueError, match=r"train-labels-idx1-ubyte is missing.*data download"):
-        data.load("fashion-mnist")
-    assert [row.train for row in data.inventory() if row.name == "fashion-mnist"] == [None, 10_000]
-    data.download("fashion-mnist")
-    assert len(data.load("fashion-mnist", source="download")) == 10
+        sets.load("fashion-mnist")
+    assert [row.train for row in inventory.inventory() if row.name == "fashion-mnist"] == [None, 10_000]
+    sets.download("fashion-mnist")
+    assert len(sets.load("fashion-mnist", source="download")) == 10
 
 
 @dropped_sockets
@@ -770,7 +772,7 @@ def test_an_incomplete_or_damaged_download_is_named_and_can_be_repaired(home, mi
 def test_a_cifar_download_gives_its_pixels_channels_first(home, served, monkeypatch, name, kind, key):
     folder, address = served
     cls = getattr(datasets, kind)
-    classes = data.KNOWN[name].classes
+    classes = sets.KNOWN[name].classes
     batches = [file for file, _ in (*cls.train_list, *cls.test_list)]
     with tarfile.open(folder / cls.filename, "w:gz") as archive:
 
@@ -789,36 +791,36 @@ def test_a_cifar_download_gives_its_pixels_channels_first(home, served, monkeypa
     monkeypatch.setattr(cls, "meta", cls.meta | {"md5": meta[1]})
     monkeypatch.setattr(cls, "tgz_md5", None)
     monkeypatch.setattr(cls, "url", address + cls.filename)
-    data.download(name)
+    sets.download(name)
     assert [path.name for path in (home / "downloads").iterdir()] == [cls.base_folder]
-    train = data.load(name)
+    train = sets.load(name)
     pixels = np.concatenate([noise(i, 2, 3072) for i in range(len(batches) - 1)]).reshape(-1, 3, 32, 32)
     assert np.array_equal(train.images.numpy(), pixels)
     assert train.labels[:2].tolist() == [0, 9]
     assert len(train.classes) == classes
-    assert len(data.load(name, "test", size=8)) == 2
+    assert len(sets.load(name, "test", size=8)) == 2
 
 
 def test_what_torchvision_does_not_offer_says_how_to_provide_it(home):
     with pytest.raises(ValueError, match=rf"mini-imagenet cannot be downloaded.*image folder.*{home}"):
-        data.download("mini-imagenet")
+        sets.download("mini-imagenet")
     with pytest.raises(ValueError, match="toy cannot be downloaded"):
-        data.download("toy")
+        sets.download("toy")
 
 
 def test_a_data_folder_that_cannot_be_written_is_said_clearly(home, mirror):
     (home / "downloads").write_text("a file is in the way")
     with pytest.raises(OSError, match=r"could be downloaded into .*downloads"):
-        data.download("fashion-mnist")
+        sets.download("fashion-mnist")
 
 
 def test_mnist_has_the_same_class_names_from_every_source(home, mirror, monkeypatch):
     monkeypatch.setattr(datasets.MNIST, "mirrors", datasets.FashionMNIST.mirrors)
     monkeypatch.setattr(datasets.MNIST, "resources", datasets.FashionMNIST.resources)
-    data.download("mnist")
-    downloaded = data.load("mnist")
+    sets.download("mnist")
+    downloaded = sets.load("mnist")
     make_tree(home / "mnist", [str(i) for i in range(10)], (28, 28), count=1)
-    assert data.load("mnist").classes == downloaded.classes
+    assert sets.load("mnist").classes == downloaded.classes
 
 
 # --- what is here, and the command line -------------------------------------------------------------------------------
@@ -840,7 +842,7 @@ def test_the_inventory_counts_without_decoding(home, tmp_path, monkeypatch):
     monkeypatch.setattr(data, "DEBIAN_FASHION_MNIST", tmp_path / "debian")
     write_fashion(tmp_path / "debian")
     monkeypatch.setattr(Image.Image, "load", lambda self: pytest.fail("an image was decoded"))
-    rows = {(row.name, row.source.split()[0]): (row.train, row.test, row.shape) for row in data.inventory()}
+    rows = {(row.name, row.source.split()[0]): (row.train, row.test, row.shape) for row in inventory.inventory()}
     assert rows == {
         ("fashion-mnist", "Debian's"): (10, 10, (1, 28, 28)),
         ("fashion-mnist", "bundled"): (10_000, 2_000, (1, 28, 28)),
@@ -883,12 +885,12 @@ def test_real_images_read_whole_and_as_torchvision_reads_them(name, split, monke
     if not REAL_DATA or not (Path(REAL_DATA) / name).is_dir():
         pytest.skip(f"needs METASP_DATA with the image folder {name}")
     monkeypatch.setenv("METASP_DATA", REAL_DATA)
-    images = data.load(name, split)
+    images = sets.load(name, split)
     full = name != "cifar100"
     histogram = torch.bincount(images.labels).tolist()
     if full or sum(histogram) == sum(REAL[name, split]):  # the whole of CIFAR-100 may lie there too
         assert histogram == REAL[name, split]
-    assert images.images.shape[1:] == data.KNOWN[name].shape
+    assert images.images.shape[1:] == sets.KNOWN[name].shape
     reference = datasets.ImageFolder(Path(REAL_DATA) / name / split)
     assert len(images) == len(reference)
     assert images.classes == tuple(reference.classes)
@@ -897,4 +899,4 @@ def test_real_images_read_whole_and_as_torchvision_reads_them(name, split, monke
         pixels = np.asarray(reference[i][0]).transpose(2, 0, 1)  # ImageFolder turns grey into three equal channels
         assert np.array_equal(np.broadcast_to(images.images[i].numpy(), pixels.shape), pixels)
     forbid_decoding(monkeypatch)
-    assert torch.equal(data.load(name, split).images, images.images)
+    assert torch.equal(sets.load(name, split).images, images.images)

@@ -8,38 +8,39 @@ import copy
 
 import pytest
 import torch
-from analytic import randn
-from tiny_stream import assert_goes_on_as_if_never_stopped
+from helpers.analytic import randn
+from helpers.tiny_stream import assert_goes_on_as_if_never_stopped
 from torch.nn import functional as F
 
-from metasp_lite import data, streams
-from metasp_lite.buffer import Memories
-from metasp_lite.learner import Learner, Recipe
-from metasp_lite.methods.base import MemorySettings
-from metasp_lite.methods.editing import GMED, EditSettings, edit
-from metasp_lite.methods.replay import ER, FineTune
-from metasp_lite.models import toy_mlp
-from metasp_lite.train import Run, train
+from metasp_lite.continual import presets, streams
+from metasp_lite.continual.buffer import Memories
+from metasp_lite.continual.learner import Learner, Recipe
+from metasp_lite.continual.methods.base import MemorySettings
+from metasp_lite.continual.methods.gmed import GMED, EditSettings, edit
+from metasp_lite.continual.methods.replay import ER, FineTune
+from metasp_lite.continual.training import Run, train
+from metasp_lite.images import sets
+from metasp_lite.networks import toy_mlp
 
 SETTINGS = EditSettings(memory=50, memory_batch=16)
 
 
 @pytest.fixture(scope="module")
 def stream():
-    train_set, test_set = (data.load("fashion-mnist", part, source="bundled") for part in ("train", "test"))
+    train_set, test_set = (sets.load("fashion-mnist", part, source="bundled") for part in ("train", "test"))
     return streams.split(train_set, test_set, classes_per_task=2, per_class=60, device=torch.device("cpu"))
 
 
 @pytest.fixture(scope="module")
 def moving(stream):
     """The same with crops and flips."""
-    train_set, test_set = (data.load("fashion-mnist", part, source="bundled") for part in ("train", "test"))
+    train_set, test_set = (sets.load("fashion-mnist", part, source="bundled") for part in ("train", "test"))
     kinds = {"padding": 2, "flip": True, "device": torch.device("cpu")}
     return streams.split(train_set, test_set, classes_per_task=2, per_class=60, **kinds)
 
 
 def run_of(method, chosen, epochs=3):
-    return Run(streams.LITE["split-fashion-mnist"], Recipe("mlp", epochs), method, chosen, 5)
+    return Run(presets.STREAMS["lite"]["split-fashion-mnist"].stream, Recipe("mlp", epochs), method, chosen, 5)
 
 
 def new(stream, chosen=SETTINGS, **recipe):

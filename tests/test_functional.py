@@ -10,15 +10,14 @@ import re
 import numpy as np
 import pytest
 import torch
-from analytic import Quadratic, Sine, logistic, logistic_data, mlp, randn, ridge, with_spectrum
+from helpers.analytic import Quadratic, Sine, logistic, logistic_data, mlp, randn, ridge, with_spectrum
 from torch import nn
 from torch.nn import functional as F
 
-from metasp_lite import functional
-from metasp_lite.functional import (
-    Curvature,
+from metasp_lite.calculus import curvature, first_layer
+from metasp_lite.calculus.curvature import Curvature, NegativeCurvatureError
+from metasp_lite.calculus.losses import (
     ExampleLosses,
-    NegativeCurvatureError,
     Objective,
     binary_cross_entropy,
     check_finite,
@@ -308,7 +307,7 @@ def test_dense_equals_products_and_torchs_own_hessian(build, damping):
     shift = damping * torch.eye(len(theta), dtype=torch.float64)
     assert_equal_up_to_rounding(dense, torch.func.hessian(objective)(theta) + shift)
     assert_equal_up_to_rounding(
-        dense, functional._hessian_by_products(*functional._gradient_graph(objective, theta), 5) + shift
+        dense, curvature._hessian_by_products(*curvature._gradient_graph(objective, theta), 5) + shift
     )
 
 
@@ -316,14 +315,14 @@ def test_dense_equals_products_and_torchs_own_hessian(build, damping):
 def test_dense_takes_the_first_layers_route_exactly_where_there_is_one(name, monkeypatch):
     objective = MODELS[name]()
     taken = []
-    for route in ("_hessian_by_first_layer", "_hessian_by_products"):
-        original = getattr(functional, route)
+    for route in ("hessian_by_first_layer", "_hessian_by_products"):
+        original = getattr(curvature, route)
         monkeypatch.setattr(
-            functional, route, lambda *args, route=route, original=original: taken.append(route) or original(*args)
+            curvature, route, lambda *args, route=route, original=original: taken.append(route) or original(*args)
         )
     Curvature(objective, somewhere(objective)).dense()
-    assert functional._first_linear(objective.losses) == FIRST_LINEAR.get(name)
-    assert taken == ["_hessian_by_first_layer" if name in FIRST_LINEAR else "_hessian_by_products"]
+    assert first_layer.first_linear(objective.losses) == FIRST_LINEAR.get(name)
+    assert taken == ["hessian_by_first_layer" if name in FIRST_LINEAR else "_hessian_by_products"]
 
 
 def test_dense_of_losses_without_a_model_is_their_hessian():
@@ -469,8 +468,8 @@ def test_dense_takes_fewer_columns_at_once_the_more_examples_there_are(monkeypat
     """64, and a product of columns and examples of no more than 4096."""
     model = seeded(nn.Sequential(nn.Linear(2, 2), nn.Tanh()), nn.Linear(2, 2))
     objective = Objective(ExampleLosses(model, randn(examples, 2, seed=50), torch.arange(examples) % 2), 0.05)
-    taken, original = [], functional._hessian_by_products
-    monkeypatch.setattr(functional, "_hessian_by_products", lambda *args: taken.append(args[2]) or original(*args))
+    taken, original = [], curvature._hessian_by_products
+    monkeypatch.setattr(curvature, "_hessian_by_products", lambda *args: taken.append(args[2]) or original(*args))
     theta = somewhere(objective)
     assert_equal_up_to_rounding(Curvature(objective, theta).dense(), torch.func.hessian(objective)(theta))
     assert taken == [chunk]
@@ -480,7 +479,7 @@ def test_dense_takes_fewer_columns_at_once_the_more_examples_there_are(monkeypat
 def test_the_columns_at_once_do_not_change_the_dense_hessian(chunk):
     objective = mlp(n=12)[1]
     theta = somewhere(objective)
-    dense = functional._hessian_by_products(*functional._gradient_graph(objective, theta), chunk)
+    dense = curvature._hessian_by_products(*curvature._gradient_graph(objective, theta), chunk)
     assert_equal_up_to_rounding(dense, torch.func.hessian(objective)(theta))
     assert not dense.requires_grad
 
@@ -563,10 +562,10 @@ def test_cholesky_of_a_singular_hessian_says_so(seed):
 
 def test_eigenvalues_that_lanczos_cannot_separate_come_from_the_dense_matrix(monkeypatch):
     def give_up(*_, **__):
-        raise functional.scipy.sparse.linalg.ArpackNoConvergence("No convergence", [], [])
+        raise curvature.scipy.sparse.linalg.ArpackNoConvergence("No convergence", [], [])
 
-    monkeypatch.setattr(functional.scipy.sparse.linalg, "eigsh", give_up)
+    monkeypatch.setattr(curvature.scipy.sparse.linalg, "eigsh", give_up)
     spectrum = torch.linspace(-1, 2, 25).double()
-    curvature = Curvature(Objective(Quadratic(with_spectrum(spectrum))), randn(25, seed=6))
-    assert curvature.smallest_eigenvalue == pytest.approx(-1, rel=ROUNDING)
-    assert curvature.largest_eigenvalue == pytest.approx(2, rel=ROUNDING)
+    found = Curvature(Objective(Quadratic(with_spectrum(spectrum))), randn(25, seed=6))
+    assert found.smallest_eigenvalue == pytest.approx(-1, rel=ROUNDING)
+    assert found.largest_eigenvalue == pytest.approx(2, rel=ROUNDING)

@@ -6,27 +6,28 @@ import math
 
 import pytest
 import torch
+from helpers.tiny_stream import assert_goes_on_as_if_never_stopped
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_stream import assert_goes_on_as_if_never_stopped
 
-from metasp_lite import data, streams
-from metasp_lite.learner import Learner, Recipe
-from metasp_lite.methods.gdumb import DumbSettings, GDumb, greedy_slot
-from metasp_lite.methods.replay import FineTune
-from metasp_lite.train import Run, score, train
+from metasp_lite.continual import presets, streams
+from metasp_lite.continual.learner import Learner, Recipe
+from metasp_lite.continual.methods.gdumb import DumbSettings, GDumb, greedy_slot
+from metasp_lite.continual.methods.replay import FineTune
+from metasp_lite.continual.training import Run, score, train
+from metasp_lite.images import sets
 
 SETTINGS = DumbSettings(memory=50, dumb_epochs=20)
 
 
 @pytest.fixture(scope="module")
 def stream():
-    train_set, test_set = (data.load("fashion-mnist", part, source="bundled") for part in ("train", "test"))
+    train_set, test_set = (sets.load("fashion-mnist", part, source="bundled") for part in ("train", "test"))
     return streams.split(train_set, test_set, classes_per_task=2, per_class=60, device=torch.device("cpu"))
 
 
 def run_of(method, chosen, epochs=3, network="mlp"):
-    return Run(streams.LITE["split-fashion-mnist"], Recipe(network, epochs), method, chosen, 5)
+    return Run(presets.STREAMS["lite"]["split-fashion-mnist"].stream, Recipe(network, epochs), method, chosen, 5)
 
 
 def new(stream, chosen=SETTINGS, **recipe):

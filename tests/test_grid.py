@@ -16,11 +16,11 @@ import joblib
 import pytest
 import torch
 from dask.distributed import Client
+from helpers.tiny_stream import SETTINGS, make_folder
 from joblib.externals.loky import reusable_executor
-from tiny_stream import SETTINGS, make_folder
 
 from metasp_lite import __main__ as program
-from metasp_lite import grid, train
+from metasp_lite.continual import grid, training
 
 SAME = ("run", "accuracy_class_incremental", "accuracy_task_incremental", "epoch_losses", "steps")
 FEW = {name: SETTINGS[name] for name in ("epochs", "batch", "lr", "momentum")}
@@ -52,7 +52,7 @@ def description(**changed: object) -> dict[str, object]:
 def expected(folder, tmp_path_factory) -> dict[str, dict]:
     """What the three runs of ``three`` give, one after the other and never stopped."""
     out = tmp_path_factory.mktemp("alone")
-    return {job.name: train.train(job.run, job.out) for job in grid.read(three(out, folder), out)}
+    return {job.name: training.train(job.run, job.out) for job in grid.read_grid(three(out, folder), out)}
 
 
 def three(at: Path, folder: Path) -> Path:
@@ -119,7 +119,7 @@ def test_the_command_of_a_job_is_the_job(tmp_path, monkeypatch):
     seen = []
     entry = {"a_inf": 0.5, "bwt": None}
     result = dict.fromkeys(("class_incremental", "task_incremental"), entry)
-    monkeypatch.setattr(program, "train", lambda run, out, **_: seen.append((run, out)) or result)
+    monkeypatch.setattr(training, "train", lambda run, out, **_: seen.append((run, out)) or result)
     for job in jobs:
         python, dash, name, *words = shlex.split(job.command)
         assert (python, dash, name) == ("python", "-m", "metasp_lite")
@@ -153,10 +153,10 @@ def test_a_grid_that_asks_for_what_is_not_there_runs_nothing(changed, sentence, 
 def test_the_example_in_the_help_is_a_grid(tmp_path):
     path = tmp_path / "grid.toml"
     path.write_text(grid.EXAMPLE)
-    assert len(grid.read(path, tmp_path)) == 1 * 2 * 2 * 3
+    assert len(grid.read_grid(path, tmp_path)) == 1 * 2 * 2 * 3
     path.write_text("streams = [")
     with pytest.raises(ValueError, match=r"grid\.toml: "):
-        grid.read(path, tmp_path)
+        grid.read_grid(path, tmp_path)
 
 
 def test_two_folders_of_one_name_are_not_mixed_up(folder, tmp_path):
@@ -168,8 +168,8 @@ def test_two_folders_of_one_name_are_not_mixed_up(folder, tmp_path):
 def test_finished_runs_are_skipped_failed_ones_reported_and_the_rest_is_done(folder, tmp_path, capsys):
     path = file_of(tmp_path / "grid.toml", folder, ["fine-tune", "er"], [1, 2])
     out = tmp_path / "out"
-    jobs = {job.name.partition("_")[2]: job for job in grid.read(path, out)}
-    train.train(jobs["fine-tune_seed-1"].run, jobs["fine-tune_seed-1"].out)
+    jobs = {job.name.partition("_")[2]: job for job in grid.read_grid(path, out)}
+    training.train(jobs["fine-tune_seed-1"].run, jobs["fine-tune_seed-1"].out)
     broken = jobs["er_memory-12_seed-1"]
     broken.out.mkdir()
     (broken.out / "checkpoint.pt").write_bytes(b"damaged")
@@ -190,10 +190,10 @@ def test_finished_runs_are_skipped_failed_ones_reported_and_the_rest_is_done(fol
 
 
 def test_a_defect_in_one_run_does_not_stop_the_others(folder, tmp_path, monkeypatch):
-    jobs = grid.read(file_of(tmp_path / "grid.toml", folder, ["fine-tune"], [1, 2, 3]), tmp_path / "out")
+    jobs = grid.read_grid(file_of(tmp_path / "grid.toml", folder, ["fine-tune"], [1, 2, 3]), tmp_path / "out")
     original = grid.train
 
-    def sometimes(run: train.Run, *positional: object, **named: object) -> dict:
+    def sometimes(run: training.Run, *positional: object, **named: object) -> dict:
         if run.seed == 2:
             raise RuntimeError("shapes differ")
         return original(run, *positional, **named)
@@ -205,7 +205,7 @@ def test_a_defect_in_one_run_does_not_stop_the_others(folder, tmp_path, monkeypa
 
 
 def test_one_bar_counts_the_runs(folder, tmp_path, capsys):
-    jobs = grid.read(file_of(tmp_path / "grid.toml", folder, ["fine-tune"], [1, 2]), tmp_path / "out")
+    jobs = grid.read_grid(file_of(tmp_path / "grid.toml", folder, ["fine-tune"], [1, 2]), tmp_path / "out")
     grid.run_all(jobs, progress_bar=True)
     shown = capsys.readouterr().err
     assert "2/2" in shown
@@ -214,7 +214,7 @@ def test_one_bar_counts_the_runs(folder, tmp_path, capsys):
 
 def test_two_processes_do_the_work_and_one_that_is_killed_loses_nothing(folder, tmp_path, expected):
     """joblib gives everything up when a worker dies; here what had begun goes on, and then the rest."""
-    jobs = grid.read(three(tmp_path, folder), tmp_path / "out")
+    jobs = grid.read_grid(three(tmp_path, folder), tmp_path / "out")
     joblib.Parallel(n_jobs=2)([joblib.delayed(import_module)(grid.__name__)] * 2)  # both begin at the same moment
     pids = []
 
@@ -264,7 +264,7 @@ def test_a_cluster_whose_worker_is_killed_loses_nothing(folder, tmp_path, expect
     """Dask gives the dead worker's run to the other, where it goes on from its checkpoint."""
     address, workers = cluster
     path = three(tmp_path, folder)
-    jobs = grid.read(path, tmp_path / "out")
+    jobs = grid.read_grid(path, tmp_path / "out")
     killer = when(lambda: len(list((tmp_path / "out").glob("*/checkpoint.pt"))) == 2, workers[0].kill)
     command = ["grid", str(path), "--out", str(tmp_path / "out"), "--dask", address, "--checkpoint-seconds", "0"]
     assert program.main(command) == 0

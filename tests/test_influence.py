@@ -5,21 +5,17 @@ import math
 import numpy as np
 import pytest
 import torch
-from analytic import Quadratic, Sine, logistic, logistic_data, mlp_with_validation, randn, ridge, with_spectrum
+from helpers.analytic import Quadratic, Sine, logistic, logistic_data, mlp_with_validation, randn, ridge, with_spectrum
 from sklearn.linear_model import LogisticRegression
 
-from metasp_lite.functional import (
-    Curvature,
-    ExampleLosses,
-    NegativeCurvatureError,
-    Objective,
-    binary_cross_entropy,
-    gradient,
-)
-from metasp_lite.influence import influence, leave_one_out, minimise_all, pseudo_update_influence, retrained_without
-from metasp_lite.models import logistic_regression
-from metasp_lite.optimum import minimise
-from metasp_lite.solvers import ConjugateGradient, Exact, Identity, Neumann
+from metasp_lite.calculus.curvature import Curvature, NegativeCurvatureError
+from metasp_lite.calculus.losses import ExampleLosses, Objective, binary_cross_entropy, gradient
+from metasp_lite.calculus.optimum import minimise
+from metasp_lite.calculus.solvers import ConjugateGradient, Exact, Identity, Neumann
+from metasp_lite.influence.hessian import influence
+from metasp_lite.influence.leaving_out import leave_one_out, minimise_all, retrained_without
+from metasp_lite.influence.pseudo_update import pseudo_update_influence
+from metasp_lite.networks import logistic_regression
 
 # Sums of at most a hundred float64 terms and one solve with a condition number near 10: differences near 1e-14.
 ROUNDING = 1e-12

@@ -8,10 +8,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from metasp_lite.data import ImageSet
-from metasp_lite.learner import Learner, Recipe, rehearse
-from metasp_lite.models import NETWORKS
-from metasp_lite.streams import split
+from metasp_lite.continual.learner import Learner, Recipe, rehearse
+from metasp_lite.continual.streams import split
+from metasp_lite.images.sets import ImageSet
+from metasp_lite.networks import NETWORKS
 
 CPU = torch.device("cpu")
 RULES = {

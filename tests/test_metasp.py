@@ -11,14 +11,14 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from analytic import randn
+from helpers.analytic import randn
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from metasp_lite.functional import cross_entropy
-from metasp_lite.metasp import Fusion, metasp_gradient, metasp_step, official, paper
-from metasp_lite.models import lite_cnn, resnet18, toy_mlp
-from metasp_lite.oracle import influences_by_autograd
+from metasp_lite.calculus.losses import cross_entropy
+from metasp_lite.influence.by_autograd import influences_by_autograd
+from metasp_lite.influence.metasp import Fusion, metasp_gradient, metasp_step, official, paper
+from metasp_lite.networks import lite_cnn, resnet18, toy_mlp
 
 ROUNDING = 1e-10
 

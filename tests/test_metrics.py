@@ -7,12 +7,12 @@ import pandas as pd
 import pytest
 import scipy.stats
 import torch
-from analytic import randn
+from helpers.analytic import randn
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import balanced_accuracy_score, confusion_matrix
 
-from metasp_lite.metrics import SignConfusion, bootstrap_pearson, pearson, sign_confusion, spearman
+from metasp_lite.influence.agreement import SignConfusion, bootstrap_pearson, pearson, sign_confusion, spearman
 
 NUMBERS = st.floats(-1e6, 1e6, allow_nan=False) | st.sampled_from([0.0, -0.0, 5e-324])
 PAIRS = st.lists(st.tuples(NUMBERS, NUMBERS), min_size=1, max_size=40).map(

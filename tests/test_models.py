@@ -7,13 +7,14 @@ import numpy as np
 import pytest
 import torch
 import torchvision
-from analytic import randn
+from helpers.analytic import randn
 from torch import nn
 from torch.nn import functional as F
 
-from metasp_lite import models
-from metasp_lite.functional import Curvature, ExampleLosses, Objective, binary_cross_entropy, flatten_parameters
-from metasp_lite.models import (
+from metasp_lite import networks
+from metasp_lite.calculus.curvature import Curvature
+from metasp_lite.calculus.losses import ExampleLosses, Objective, binary_cross_entropy, flatten_parameters
+from metasp_lite.networks import (
     NETWORKS,
     TABLE_A,
     Conv,
@@ -404,7 +405,7 @@ def test_a_small_convolution_is_torchs_for_many_filters_at_once(torchs_own):
 def test_where_a_small_convolution_is_first_used_does_not_matter(first):
     """What it keeps for images of this size must not belong to the derivative that asked for it first."""
     by_layer, by_torch, (weight, bias, images) = small_and_torchs()
-    models._meeting.cache_clear()
+    networks._meeting.cache_clear()
 
     def one(weight):
         return by_layer(weight, bias, images).pow(2).sum()

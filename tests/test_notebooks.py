@@ -15,7 +15,8 @@ import pytest
 from nbformat import NotebookNode
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
-from metasp_lite import settings, tour
+from metasp_lite import settings
+from metasp_lite.course import execution, pages
 
 FOLDER = settings.PROJECT_DIR / "notebooks"
 NOTEBOOKS = sorted(path for path in FOLDER.rglob("*.ipynb") if ".ipynb_checkpoints" not in path.parts)
@@ -69,7 +70,7 @@ def names_the_common_kernel(notebook: NotebookNode) -> str | None:
 
 
 def is_small(notebook: NotebookNode) -> str | None:
-    size = len(tour.to_ipynb(notebook).encode())
+    size = len(pages.to_ipynb(notebook).encode())
     return f"{size:,} bytes" if size > MAX_BYTES else None
 
 
@@ -85,7 +86,7 @@ def names_no_private_path(notebook: NotebookNode) -> str | None:
 
 
 def checks_itself(notebook: NotebookNode) -> str | None:
-    return None if tour.count_self_checks(notebook) else "no self-check in the outputs"
+    return None if execution.count_self_checks(notebook) else "no self-check in the outputs"
 
 
 def has_short_cells(notebook: NotebookNode) -> str | None:
@@ -139,7 +140,7 @@ def sound() -> NotebookNode:
         new_code_cell("import os\n\n# why\nprint(1)", execution_count=1, outputs=[check]),
         new_code_cell("\n".join(f"x{i} = {i}" for i in range(MAX_LINES)), execution_count=2, outputs=[figure]),
     ]
-    return new_notebook(cells=cells, metadata={"kernelspec": tour.KERNELSPEC})
+    return new_notebook(cells=cells, metadata={"kernelspec": execution.KERNELSPEC})
 
 
 def skip_a_count(notebook):
@@ -263,7 +264,7 @@ def test_notebook_04_runs_on_real_split_cifar_10(tmp_path: Path):
         cell.source = cell.source.replace(line, other)
     path = tmp_path / "04.ipynb"
     nbformat.write(notebook, path)
-    done = tour.execute(path)
+    done = execution.execute(path)
     assert done.error is None
     assert any("network lite-cnn" in output.get("text", "") for output in outputs(done.notebook))
 
@@ -278,4 +279,4 @@ def test_notebook_06_runs_on_real_mnist(tmp_path: Path):
     cell.source = cell.source.replace('data_name = "fashion-mnist"', 'data_name = "mnist"')
     path = tmp_path / "06.ipynb"
     nbformat.write(notebook, path)
-    assert tour.execute(path).error is None
+    assert execution.execute(path).error is None

@@ -5,13 +5,14 @@ import math
 import numpy as np
 import pytest
 import torch
-from analytic import Quadratic, Sine, logistic, mlp_with_validation, randn, ridge, with_spectrum
+from helpers.analytic import Quadratic, Sine, logistic, mlp_with_validation, randn, ridge, with_spectrum
 from sklearn.linear_model import LogisticRegression
 from sklearn.linear_model import Ridge as ScikitRidge
 from torch import nn
 
-from metasp_lite.functional import ExampleLosses, NegativeCurvatureError, Objective, flatten_parameters, gradient
-from metasp_lite.optimum import adam, minimise
+from metasp_lite.calculus.curvature import NegativeCurvatureError
+from metasp_lite.calculus.losses import ExampleLosses, Objective, flatten_parameters, gradient
+from metasp_lite.calculus.optimum import adam, minimise
 
 # J is λ-strongly convex in the convex problems: ‖θ − θ̂‖ ≤ ‖∇J‖/λ.
 REACHED = 1e-10

@@ -14,6 +14,7 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
+from setuptools import find_packages
 
 import metasp_lite
 from metasp_lite import settings
@@ -40,7 +41,7 @@ def third_party_imports(files: list[Path]) -> set[str]:
                 names |= {alias.name for alias in node.names}
             elif isinstance(node, ast.ImportFrom) and node.level == 0:
                 names.add(node.module)
-    own = {"metasp_lite", *(file.stem for file in (ROOT / "tests").glob("*.py"))}
+    own = {"metasp_lite", "helpers"}
     return {name.partition(".")[0] for name in names} - set(sys.stdlib_module_names) - own
 
 
@@ -73,6 +74,19 @@ def test_installed_version_is_in_the_declared_range(requirement):
     assert requirement.specifier.contains(importlib.metadata.version(requirement.name), prereleases=True)
 
 
+PINS = [Requirement(line) for line in (ROOT / "constraints.txt").read_text().splitlines() if not line.startswith("#")]
+
+
+@pytest.mark.parametrize("requirement", RUNTIME + TEST, ids=lambda requirement: requirement.name)
+def test_constraints_pin_every_requirement_within_its_range(requirement):
+    pins = [pin for pin in PINS if canonicalize_name(pin.name) == canonicalize_name(requirement.name)]
+    assert pins
+    for pin in pins:
+        ((operator, version),) = [(each.operator, each.version) for each in pin.specifier]
+        assert operator == "=="
+        assert requirement.specifier.contains(version)
+
+
 def test_this_python_is_one_that_is_required():
     assert SpecifierSet(PROJECT["requires-python"]).contains(".".join(map(str, sys.version_info[:3])))
 
@@ -101,11 +115,16 @@ def test_an_undeclared_import_is_noticed(tmp_path):
     assert undeclared([file], RUNTIME) == {"yaml", "nowhere"}
 
 
-def test_every_folder_of_code_is_packaged():
-    """The list in pyproject is by hand: a new subpackage that it lacks would be missing from an installed copy."""
-    packaged = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
-    folders = {file.parent.relative_to(ROOT) for file in (ROOT / "metasp_lite").rglob("*.py")}
-    assert {".".join(folder.parts) for folder in folders} == set(packaged)
+def test_everything_in_the_package_is_packaged():
+    """A folder of code without ``__init__.py``, or a file that is no code, would be missing from an installed copy."""
+    tool = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    files = [file for file in (ROOT / "metasp_lite").rglob("*") if file.is_file() and file.suffix != ".pyc"]
+    code = {file.parent.relative_to(ROOT) for file in files if file.suffix == ".py"}
+    assert {".".join(folder.parts) for folder in code} == set(find_packages(ROOT, **tool["packages"]["find"]))
+    named = {
+        ROOT.joinpath(*package.split("."), name) for package, names in tool["package-data"].items() for name in names
+    }
+    assert {file for file in files if file.suffix != ".py"} == named
 
 
 def test_version_is_the_same_everywhere():

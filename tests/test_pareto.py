@@ -11,12 +11,12 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
-from analytic import randn
+from helpers.analytic import randn
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from scipy.optimize import minimize, nnls
 
-from metasp_lite.pareto import min_norm_pair
+from metasp_lite.calculus.min_norm import min_norm_pair
 
 ROUNDING = 1e-13
 GRID = [Fraction(k, 256) for k in range(257)]

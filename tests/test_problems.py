@@ -6,11 +6,14 @@ import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
 
-from metasp_lite import data, paper, plots, problems, widgets
-from metasp_lite.functional import Curvature, flatten_parameters
-from metasp_lite.influence import leave_one_out
-from metasp_lite.metrics import SignConfusion, comparison_table
-from metasp_lite.optimum import minimise
+from metasp_lite.calculus.curvature import Curvature
+from metasp_lite.calculus.losses import flatten_parameters
+from metasp_lite.calculus.optimum import minimise
+from metasp_lite.course import plots, problems, widgets
+from metasp_lite.images import sets
+from metasp_lite.influence import published
+from metasp_lite.influence.agreement import SignConfusion, comparison_table
+from metasp_lite.influence.leaving_out import leave_one_out
 
 
 @pytest.fixture(autouse=True)
@@ -38,7 +41,7 @@ def test_shoes_are_sneakers_and_boots_in_equal_number_with_whitened_inputs(shoes
     assert labels.bincount().tolist() == [30, 30]
     # principal components of the training set, scaled to variance one: rounding of a 784-term sum
     torch.testing.assert_close(torch.cov(inputs.T), torch.eye(2, dtype=torch.float64), rtol=0, atol=1e-10)
-    whole = data.load("fashion-mnist", "train", source="bundled")
+    whole = sets.load("fashion-mnist", "train", source="bundled")
     first_boot = whole.images[(whole.labels == whole.classes.index("Ankle boot")).nonzero()[0, 0]]
     assert torch.equal(shoes.train.images[labels == 1][0], first_boot)
 
@@ -126,7 +129,7 @@ def test_comparison_table_puts_the_constant_guess_and_the_paper_beside_ours():
 
 def test_the_papers_table_6_has_1000_examples_and_670_positives_in_every_row():
     """The appendix prints totals of 1000; the positives follow from TP + FN."""
-    for signs in paper.TABLE_6.values():
+    for signs in published.TABLE_6.values():
         assert signs.total == 1000
         assert signs.true_positive + signs.false_negative == 670
 

@@ -7,17 +7,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from analytic import randn
+from helpers.analytic import randn
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import lsq_linear, minimize
 
-from metasp_lite import data, methods, streams
-from metasp_lite.learner import Learner, Recipe
-from metasp_lite.methods import projection
-from metasp_lite.methods.projection import AGEM, GEM, GEMSettings, project_a_gem, project_gem, triangle
-from metasp_lite.runs import Run
-from metasp_lite.train import train
+from metasp_lite.continual import methods, streams
+from metasp_lite.continual.learner import Learner, Recipe
+from metasp_lite.continual.methods import gem
+from metasp_lite.continual.methods.gem import AGEM, GEM, GEMSettings, project_a_gem, project_gem, triangle
+from metasp_lite.continual.run import Run
+from metasp_lite.continual.training import train
+from metasp_lite.images import sets
 
 ROUNDING = 1e-10  # of float64 sums of at most ten numbers near 1, through a T×T problem that may square its condition
 
@@ -32,8 +33,8 @@ def vector(*entries):
 @functools.cache
 def small_stream(per_class=100):
     """Five pairs of Fashion-MNIST's classes."""
-    parts = (data.load("fashion-mnist", part, source="bundled") for part in ("train", "test"))
-    train_part, test_part = (data.first_per_class(p, n) for p, n in zip(parts, (per_class, 50), strict=True))
+    parts = (sets.load("fashion-mnist", part, source="bundled") for part in ("train", "test"))
+    train_part, test_part = (sets.first_per_class(p, n) for p, n in zip(parts, (per_class, 50), strict=True))
     device = torch.device("cpu")
     return streams.split(train_part, test_part, classes_per_task=2, device=device)
 
@@ -192,7 +193,7 @@ def test_projections_of_single_precision_use_double_inside():
 
 
 def test_triangle_keeps_lengths_and_angles_in_pieces(monkeypatch):
-    monkeypatch.setattr(projection, "CHUNK", 7)
+    monkeypatch.setattr(gem, "CHUNK", 7)
     rows = randn(3, 50, seed=0)
     found = triangle(rows)
     torch.testing.assert_close(found.T @ found, rows @ rows.T, rtol=0, atol=1e-13)
@@ -203,7 +204,7 @@ def test_projections_are_the_same_in_pieces(monkeypatch):
     g, references = randn(50, seed=1), randn(4, 50, seed=2)
     whole = project_gem(g, references), project_a_gem(g, -g + references[0])
     assert not any(torch.equal(each, g) for each in whole)
-    monkeypatch.setattr(projection, "CHUNK", 7)
+    monkeypatch.setattr(gem, "CHUNK", 7)
     for each, again in zip(whole, (project_gem(g, references), project_a_gem(g, -g + references[0])), strict=True):
         torch.testing.assert_close(again, each, rtol=0, atol=ROUNDING)
 
@@ -355,7 +356,7 @@ def test_gem_has_one_constraint_for_each_past_task(memory_batch, monkeypatch):
         return project_gem(gradient, references, margin)
 
     monkeypatch.setattr(learner, "loss", counted)
-    monkeypatch.setattr("metasp_lite.methods.projection.project_gem", remembered)
+    monkeypatch.setattr("metasp_lite.continual.methods.gem.project_gem", remembered)
     method.step(learner, batch)
     assert sizes == [min(10, memory_batch)] * 2 + [8]
     assert seen[0].shape == (2, sum(p.numel() for p in learner.model.parameters()))

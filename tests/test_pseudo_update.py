@@ -10,9 +10,9 @@ import math
 
 import pytest
 import torch
-from analytic import randn
+from helpers.analytic import randn
 
-from metasp_lite.pseudo_update import PseudoUpdate, SGDRule, mean_and_gradient
+from metasp_lite.influence.pseudo_update import PseudoUpdate, SGDRule, mean_and_gradient
 
 ROUNDING = 1e-12
 RULES = {

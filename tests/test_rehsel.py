@@ -12,10 +12,10 @@ from test_learner import noise_stream, same
 from test_replay import counted_stream, follow, memory_after_each_task
 from torch.nn import functional as F
 
-from metasp_lite import metasp, streams
-from metasp_lite.learner import Learner, Recipe
-from metasp_lite.methods.base import MemorySettings, NoSettings
-from metasp_lite.methods.influence import (
+from metasp_lite.continual import streams
+from metasp_lite.continual.learner import Learner, Recipe
+from metasp_lite.continual.methods.base import MemorySettings, NoSettings
+from metasp_lite.continual.methods.metasp import (
     MetaSP,
     MetaSPRehSel,
     MetaSPSettings,
@@ -23,7 +23,8 @@ from metasp_lite.methods.influence import (
     mean_influence,
     one_of_each_cluster,
 )
-from metasp_lite.methods.replay import ER, ERLate, FineTune, Joint, LateSettings
+from metasp_lite.continual.methods.replay import ER, ERLate, FineTune, Joint, LateSettings
+from metasp_lite.influence import metasp
 
 CPU = torch.device("cpu")
 # A chi-square test fails a correct program for this share of the seeds; the seeds here are fixed and do not.

@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 from test_learner import noise_stream, same
 from torch.nn import functional as F
 
-from metasp_lite.data import ImageSet
-from metasp_lite.learner import Learner, Recipe
-from metasp_lite.methods.base import MemorySettings, Method, NoSettings
-from metasp_lite.methods.replay import ER, ERLate, FineTune, Joint, LateSettings
-from metasp_lite.models import NETWORKS
-from metasp_lite.streams import split
+from metasp_lite.continual.learner import Learner, Recipe
+from metasp_lite.continual.methods.base import MemorySettings, Method, NoSettings
+from metasp_lite.continual.methods.replay import ER, ERLate, FineTune, Joint, LateSettings
+from metasp_lite.continual.streams import split
+from metasp_lite.images.sets import ImageSet
+from metasp_lite.networks import NETWORKS
 
 CPU = torch.device("cpu")
 

@@ -7,8 +7,9 @@ import math
 import pytest
 import torch
 
-from metasp_lite import presets, results, settings
-from metasp_lite.train import train
+from metasp_lite import results, settings
+from metasp_lite.continual import presets
+from metasp_lite.continual.training import train
 
 STUDY = results.RESULTS_DIR / "variants" / "make.py"
 

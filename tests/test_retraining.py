@@ -11,20 +11,35 @@ from functools import cache
 
 import pytest
 import torch
-import two_stages as by_hand
-from analytic import randn
+from helpers import two_stages as by_hand
+from helpers.analytic import randn
+from helpers.two_stages import (
+    FIRST,
+    SECOND,
+    TARGET,
+    TEST,
+    THETA,
+    M,
+    N,
+    RidgeStages,
+    U,
+    W,
+    curvatures,
+    finetuned,
+    pretrained,
+)
 from torch import nn
 from torch.nn import functional as F
-from two_stages import FIRST, SECOND, TARGET, TEST, THETA, M, N, RidgeStages, U, W, curvatures, finetuned, pretrained
 
-from metasp_lite import retraining
-from metasp_lite.functional import Curvature, ExampleLosses, NegativeCurvatureError, Objective
-from metasp_lite.optimum import minimise
-from metasp_lite.pseudo_update import SGDRule
-from metasp_lite.solvers import Exact
-from metasp_lite.stages import fixed_embedding, pretraining_influence
-from metasp_lite.unrolled import Adam, ShortRun, unrolled_sensitivity
-from metasp_lite.updated_embedding import Joint, Proximal, joint_influence, proximal_sensitivity
+from metasp_lite.calculus.curvature import Curvature, NegativeCurvatureError
+from metasp_lite.calculus.losses import ExampleLosses, Objective
+from metasp_lite.calculus.optimum import minimise
+from metasp_lite.calculus.solvers import Exact
+from metasp_lite.influence.pseudo_update import SGDRule
+from metasp_lite.stages import retraining
+from metasp_lite.stages.fixed import fixed_embedding, pretraining_influence
+from metasp_lite.stages.unrolled import Adam, ShortRun, unrolled_sensitivity
+from metasp_lite.stages.updated import Joint, Proximal, joint_influence, proximal_sensitivity
 
 CHOSEN = torch.tensor([3, 0, 50, 11, 3, 7, 8, 9, 30, 12, 20])  # not in order, one twice, more than one chunk of 8
 

@@ -8,10 +8,10 @@ import torch
 from test_projection import assert_learns, assert_resumes, learner_in_second_task
 from torch.nn import functional as F
 
-from metasp_lite import methods
-from metasp_lite.functional import cross_entropy
-from metasp_lite.learner import rehearse
-from metasp_lite.methods.selection import (
+from metasp_lite.calculus.losses import cross_entropy
+from metasp_lite.continual import methods
+from metasp_lite.continual.learner import rehearse
+from metasp_lite.continual.methods.mir_gss import (
     GSS,
     MIR,
     GSSSettings,

@@ -11,11 +11,12 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 import torch
-from analytic import Problem, Quadratic, Sine, logistic, mlp, randn, ridge, sine, with_spectrum
+from helpers.analytic import Problem, Quadratic, Sine, logistic, mlp, randn, ridge, sine, with_spectrum
 from torch import Tensor, nn
 
-from metasp_lite.functional import Curvature, ExampleLosses, NegativeCurvatureError, Objective, flatten_parameters
-from metasp_lite.solvers import (
+from metasp_lite.calculus.curvature import Curvature, NegativeCurvatureError
+from metasp_lite.calculus.losses import ExampleLosses, Objective, flatten_parameters
+from metasp_lite.calculus.solvers import (
     ConjugateGradient,
     Exact,
     GaussNewton,

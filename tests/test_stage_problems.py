@@ -11,12 +11,15 @@ import pytest
 import scipy.stats
 import torch
 
-from metasp_lite import __main__, plots, retraining, settings, stage_studies, widgets
-from metasp_lite.functional import Curvature, NegativeCurvatureError
-from metasp_lite.solvers import Exact, GaussNewton
-from metasp_lite.stage_problems import SETUPS, Setup, TwoStages
-from metasp_lite.stages import fixed_embedding, pretraining_influence
-from metasp_lite.unrolled import Adam, unrolled_sensitivity
+from metasp_lite import __main__, settings
+from metasp_lite.calculus.curvature import Curvature, NegativeCurvatureError
+from metasp_lite.calculus.solvers import Exact, GaussNewton
+from metasp_lite.course import plots, widgets
+from metasp_lite.course.two_stages import SETUPS, Setup, TwoStages
+from metasp_lite.stages import retraining
+from metasp_lite.stages.fixed import fixed_embedding, pretraining_influence
+from metasp_lite.stages.unrolled import Adam, unrolled_sensitivity
+from metasp_lite.studies import multi_stage
 
 SMALL = Setup(first=(0, 1), second=(5, 7, 9), first_per_class=12, second_per_class=10, test_per_class=2, l2=0.1)
 
@@ -65,7 +68,7 @@ def test_both_stages_end_in_an_optimum(small):
 def test_the_ablations_spoil_what_they_say(small):
     """Each against Theorem 1 written out with dense inverses; two solves of condition 1e3 leave 1e-10."""
     problem, pretrained, finetuned = small
-    scores = stage_studies.ablations(problem, pretrained, finetuned)
+    scores = multi_stage.ablations(problem, pretrained, finetuned)
     w, theta = problem.embedding, finetuned.theta
     G, F = (torch.func.hessian(stage.objective)(stage.theta) for stage in (pretrained, finetuned))
     f, g = torch.func.jacfwd(problem.test)(theta), torch.func.jacfwd(problem.pretraining.losses)(pretrained.theta)
@@ -103,20 +106,20 @@ def test_an_unfinished_first_stage_is_damped_no_more_than_it_needs(monkeypatch):
         original(self, objective, theta, damping)
 
     monkeypatch.setattr(Curvature, "__init__", spy)
-    scores, damping = stage_studies.unfinished(problem, 20)
+    scores, damping = multi_stage.unfinished(problem, 20)
     assert scores.isfinite().all()
     refused, taken = tried[-2:]
     assert tried[:2] == [0.0, 1e-3]
     assert taken == damping
-    there = Curvature(problem.pretraining, stage_studies.adam(problem.pretraining, problem.first_start, 20))
+    there = Curvature(problem.pretraining, multi_stage.adam(problem.pretraining, problem.first_start, 20))
     assert refused < -there.smallest_eigenvalue < taken
 
 
 def test_the_protocols_are_those_of_the_papers_experiments():
-    mnist, own = stage_studies.protocols(SETUPS["mnist"]).values()
+    mnist, own = multi_stage.protocols(SETUPS["mnist"]).values()
     assert (mnist.steps, mnist.batch, mnist.matched) == ((100, 100), 512, True)
     assert own == replace(mnist, matched=False)
-    cifar = stage_studies.protocols(SETUPS["cifar10"])
+    cifar = multi_stage.protocols(SETUPS["cifar10"])
     assert list(cifar) == [
         "100 steps of Adam on shared batches (the paper's for MNIST)",
         "6000 and 3000 steps of Adam on shared batches (the paper's for CIFAR)",
@@ -145,9 +148,9 @@ def test_the_picker_shows_the_most_helpful_and_the_most_harmful_images(small, mo
 
 
 def test_the_command_stores_each_study_and_refuses_one_that_is_not_there(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(stage_studies, "OUT", tmp_path)
-    monkeypatch.setattr(stage_studies.settings, "PROJECT_DIR", tmp_path)
-    monkeypatch.setitem(stage_studies.STUDIES, "tasks", lambda name: {"data": name})
+    monkeypatch.setattr(multi_stage, "OUT", tmp_path)
+    monkeypatch.setattr(multi_stage.settings, "PROJECT_DIR", tmp_path)
+    monkeypatch.setitem(multi_stage.STUDIES, "tasks", lambda name: {"data": name})
     threads = torch.get_num_threads()
     assert __main__.main(["stages", "tasks", "--data", "mnist"]) == 0
     torch.set_num_threads(threads)
@@ -164,7 +167,7 @@ EASY = replace(SMALL, first=(0, 5), first_per_class=60, second_per_class=20, l2=
 def test_the_study_of_leaving_out_stores_what_its_correlations_are_of(monkeypatch):
     monkeypatch.setitem(SETUPS, "fashion-mnist", EASY)
     monkeypatch.setattr(TwoStages, "left_out", lambda self: torch.arange(0, 60, 10))
-    one = stage_studies.leave_one_out("fashion-mnist")
+    one = multi_stage.leave_one_out("fashion-mnist")
     assert one["r"] > 0.8  # leaving out one of 120 is a large step: no more can be asked for
     assert one["r_tenth_of_weight"] > 0.999
     low, high = one["r_interval"]
@@ -191,8 +194,8 @@ def test_the_study_of_leaving_out_stores_what_its_correlations_are_of(monkeypatc
 
 def test_the_study_of_tasks_scores_the_same_task_and_an_unrelated_one(monkeypatch):
     monkeypatch.setitem(SETUPS, "fashion-mnist", replace(EASY, width=32))
-    monkeypatch.setitem(stage_studies.TASKS, "fashion-mnist", stage_studies.Tasks((0, 5), (7, 8)))
-    rows = stage_studies.tasks("fashion-mnist", seeds=[1])["rows"]
+    monkeypatch.setitem(multi_stage.TASKS, "fashion-mnist", multi_stage.Tasks((0, 5), (7, 8)))
+    rows = multi_stage.tasks("fashion-mnist", seeds=[1])["rows"]
     setups = [Setup(**row["setup"]) for row in rows]
     assert [(row["task"], setup.second) for row, setup in zip(rows, setups, strict=True)] == [
         ("same", (0, 5)), ("unrelated", (7, 8))
@@ -208,7 +211,7 @@ def test_the_study_of_tasks_scores_the_same_task_and_an_unrelated_one(monkeypatc
 
 def test_the_study_of_amounts_scores_runs_of_the_examples_and_steps_it_says(monkeypatch):
     monkeypatch.setitem(SETUPS, "fashion-mnist", replace(SMALL, width=32))
-    rows = stage_studies.amounts("fashion-mnist", seeds=[1], cases=[(1, 1), (2, 2)], per_class=5)["rows"]
+    rows = multi_stage.amounts("fashion-mnist", seeds=[1], cases=[(1, 1), (2, 2)], per_class=5)["rows"]
     for row, (examples, steps) in zip(rows, [(5, 100), (10, 200)], strict=True):
         setup = Setup(**row["setup"])
         assert (setup.second_per_class, setup.seed, row["seed"]) == (examples, 1, 1)
@@ -222,7 +225,7 @@ def test_the_study_of_amounts_scores_runs_of_the_examples_and_steps_it_says(monk
 def test_the_study_of_updated_embeddings_predicts_each_scores_own_truth(monkeypatch):
     monkeypatch.setitem(SETUPS, "fashion-mnist", EASY)
     monkeypatch.setattr(TwoStages, "left_out", lambda self: torch.arange(0, 60, 10))
-    found = stage_studies.updated("fashion-mnist", alpha=0.3, steps=5, alphas=(0.3, 30.0))
+    found = multi_stage.updated("fashion-mnist", alpha=0.3, steps=5, alphas=(0.3, 30.0))
     assert min(found["r_own"].values()) > 0.8  # as above
     assert found["r_real"]["unrolled"] == found["r_own"]["unrolled"]
     near, stiff = found["by_alpha"]
@@ -232,12 +235,12 @@ def test_the_study_of_updated_embeddings_predicts_each_scores_own_truth(monkeypa
 
 def test_the_study_of_optima_tells_a_minimum_from_what_is_none(monkeypatch):
     monkeypatch.setitem(SETUPS, "fashion-mnist", replace(SMALL, first=(0, 5), first_per_class=60, l2=0.06, width=32))
-    rows = {row["variant"]: row for row in stage_studies.optima("fashion-mnist")["rows"]}
+    rows = {row["variant"]: row for row in multi_stage.optima("fashion-mnist")["rows"]}
     here = rows["as in the notebook"]
     assert here["gradient_norm"] < 1e-5  # L-BFGS stops at 1e-7 of each of a few hundred entries
     assert here["not_positive"] == 0
     problem = TwoStages(Setup(**here["setup"]))
-    theta = stage_studies.minimise(problem.pretraining, problem.first_start, adam_steps=400)
+    theta = multi_stage.minimise(problem.pretraining, problem.first_start, adam_steps=400)
     spectrum = torch.linalg.eigvalsh(torch.func.hessian(problem.pretraining)(theta))
     assert here["eigenvalues"] == pytest.approx([float(spectrum[0]), float(spectrum[-1])], rel=1e-3)  # at 1e-5 from θ̂
     assert rows["maxima"]["setup"]["pooling"] == "maxima"
@@ -263,7 +266,7 @@ def test_cifar_is_birds_and_frogs_and_then_the_other_eight():
         "airplane", "automobile", "cat", "deer", "dog", "horse", "ship", "truck"
     }  # fmt: skip
     assert problem.pretraining.losses.inputs.shape == (1000, 3, 14, 14)
-    other = stage_studies.TASKS["cifar10"].unrelated
+    other = multi_stage.TASKS["cifar10"].unrelated
     unrelated = TwoStages(replace(SETUPS["cifar10"], second=other, second_per_class=5))
     assert unrelated.finetuning_images.classes == ("automobile", "deer")  # the paper's
 
@@ -288,8 +291,8 @@ def test_a_study_that_does_not_converge_ends_in_one_sentence(monkeypatch, tmp_pa
     def fails(name):
         raise NegativeCurvatureError(-0.5)
 
-    monkeypatch.setattr(stage_studies, "OUT", tmp_path)
-    monkeypatch.setitem(stage_studies.STUDIES, "tasks", fails)
+    monkeypatch.setattr(multi_stage, "OUT", tmp_path)
+    monkeypatch.setitem(multi_stage.STUDIES, "tasks", fails)
     assert __main__.main(["stages", "tasks"]) == 1
     assert "metasp_lite: met curvature -0.5 with damping 0" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())

@@ -11,29 +11,43 @@ import math
 
 import pytest
 import torch
-import two_stages as by_hand
-from analytic import randn
+from helpers import two_stages as by_hand
+from helpers.analytic import randn
+from helpers.two_stages import (
+    FIRST,
+    SECOND,
+    TARGET,
+    TEST,
+    THETA,
+    K,
+    M,
+    N,
+    RidgeStages,
+    U,
+    W,
+    curvatures,
+    finetuned,
+    pretrained,
+)
 from torch import nn
 from torch.nn import functional as F
-from two_stages import FIRST, SECOND, TARGET, TEST, THETA, K, M, N, RidgeStages, U, W, curvatures, finetuned, pretrained
 
-from metasp_lite import stages
-from metasp_lite.functional import (
-    Curvature,
-    ExampleLosses,
-    NegativeCurvatureError,
-    Objective,
-    flatten_parameters,
-    gradient,
-    per_example_gradients,
+from metasp_lite.calculus.curvature import Curvature, NegativeCurvatureError
+from metasp_lite.calculus.losses import ExampleLosses, Objective, flatten_parameters, gradient, per_example_gradients
+from metasp_lite.calculus.optimum import minimise
+from metasp_lite.calculus.solvers import ConjugateGradient, Exact, GaussNewton, Identity, LiSSA, Neumann, OuterProduct
+from metasp_lite.influence.pseudo_update import SGDRule
+from metasp_lite.networks import TABLE_A, two_stage
+from metasp_lite.stages import fixed
+from metasp_lite.stages.fixed import (
+    embedding_size,
+    fixed_embedding,
+    fixed_sensitivity,
+    head_objective,
+    pretraining_influence,
 )
-from metasp_lite.models import TABLE_A, two_stage
-from metasp_lite.optimum import minimise
-from metasp_lite.pseudo_update import SGDRule
-from metasp_lite.solvers import ConjugateGradient, Exact, GaussNewton, Identity, LiSSA, Neumann, OuterProduct
-from metasp_lite.stages import embedding_size, fixed_embedding, fixed_sensitivity, head_objective, pretraining_influence
-from metasp_lite.unrolled import Adam, ShortRun, unrolled_sensitivity
-from metasp_lite.updated_embedding import Joint, Proximal, joint_influence, proximal_sensitivity
+from metasp_lite.stages.unrolled import Adam, ShortRun, unrolled_sensitivity
+from metasp_lite.stages.updated import Joint, Proximal, joint_influence, proximal_sensitivity
 
 ROUNDING = 1e-10
 DIFFERENCE = 1e-4
@@ -252,9 +266,9 @@ def test_neither_the_batch_nor_the_number_of_targets_changes_a_score(targets, ba
 def test_few_targets_go_forwards_and_many_share_the_gradients(monkeypatch, targets, route):
     taken = []
     for name, kind in (("loss_directional_derivatives", "forwards"), ("per_example_gradients", "gradients")):
-        original = getattr(stages, name)
+        original = getattr(fixed, name)
         monkeypatch.setattr(
-            stages, name, lambda *given, kind=kind, original=original: taken.append(kind) or original(*given)
+            fixed, name, lambda *given, kind=kind, original=original: taken.append(kind) or original(*given)
         )
     pretraining_influence(curvatures()[0], randn(targets, W, seed=151), Exact(), batch=M // 2)
     assert taken == [route] * (2 * targets if route == "forwards" else 2)
@@ -748,11 +762,11 @@ def test_a_matrix_of_one_stages_examples_is_refused_for_both(solver):
 def test_many_targets_on_a_large_network_take_fewer_examples_at_once(monkeypatch):
     """50 million numbers of gradients: of 7 examples at a time, if each had a seventh of that."""
     sizes = []
-    original = stages.per_example_gradients
-    monkeypatch.setattr(stages, "per_example_gradients", lambda *given: sizes.append(len(given[0])) or original(*given))
+    original = fixed.per_example_gradients
+    monkeypatch.setattr(fixed, "per_example_gradients", lambda *given: sizes.append(len(given[0])) or original(*given))
     losses, theta = by_hand.G.losses, pretrained()
     directions = randn(3, len(theta), seed=154)
-    expected = stages.directional_derivatives(losses, theta, directions, batch=M)
+    expected = fixed_embedding.directional_derivatives(losses, theta, directions, batch=M)
 
     class Large(type(theta)):
         def __len__(self):
@@ -760,7 +774,9 @@ def test_many_targets_on_a_large_network_take_fewer_examples_at_once(monkeypatch
 
     sizes.clear()
     large = theta.as_subclass(Large)
-    assert_close(stages.directional_derivatives(losses, large, directions, batch=M).as_subclass(torch.Tensor), expected)
+    assert_close(
+        fixed_embedding.directional_derivatives(losses, large, directions, batch=M).as_subclass(torch.Tensor), expected
+    )
     assert max(sizes) == 7
 
 

@@ -9,15 +9,15 @@ import math
 
 import pytest
 import torch
-from analytic import randn
+from helpers.analytic import randn
 from torch import nn
 from torch.func import functional_call
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from metasp_lite.functional import cross_entropy
-from metasp_lite.models import lite_cnn, resnet18, toy_mlp
-from metasp_lite.tangents import Tape
+from metasp_lite.calculus.losses import cross_entropy
+from metasp_lite.calculus.tape import Tape
+from metasp_lite.networks import lite_cnn, resnet18, toy_mlp
 
 ROUNDING = 1e-12
 

@@ -15,7 +15,9 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
-from metasp_lite import __main__, tour
+from metasp_lite import __main__
+from metasp_lite.commands import tour
+from metasp_lite.course import execution, pages
 
 CHECK = "print('self-check passed: the sky is up')"
 DIE = "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
@@ -87,10 +89,10 @@ def test_kernel_is_this_interpreter_and_ignores_the_users_backend_and_kernels(co
     monkeypatch.setenv("MPLBACKEND", "agg")
     lines = "import os, sys; print(sys.executable); print('agg' in os.environ.get('MPLBACKEND', ''))"
 
-    execution = tour.execute(write(course, "01-a", CHECK, lines))
+    done = execution.execute(write(course, "01-a", CHECK, lines))
 
-    assert execution.error is None
-    assert execution.notebook.cells[2].outputs[0].text.splitlines() == [sys.executable, "False"]
+    assert done.error is None
+    assert done.notebook.cells[2].outputs[0].text.splitlines() == [sys.executable, "False"]
 
 
 def test_a_notebook_that_checks_nothing_fails(course, capsys):
@@ -110,8 +112,8 @@ def test_a_dead_kernel_is_reported_at_once(course, capsys):
 
 
 def test_a_cell_that_never_ends_is_cut_off(course):
-    execution = tour.execute(write(course, "01-slow", CHECK, "import time; time.sleep(60)"), cell_seconds=1)
-    assert execution.error == "FAILED in code cell 2 of 2: it ran for more than 1 s"
+    done = execution.execute(write(course, "01-slow", CHECK, "import time; time.sleep(60)"), cell_seconds=1)
+    assert done.error == "FAILED in code cell 2 of 2: it ran for more than 1 s"
 
 
 def test_store_writes_clean_outputs_and_figures_back(course):
@@ -150,11 +152,11 @@ def test_without_store_or_after_a_failure_the_notebook_is_untouched(course):
 def test_tidy_drops_a_widget_whose_output_is_not_compared():
     """A slider's view is noise without its kernel; what a cell prints beside it stays."""
     outputs = [
-        new_output("display_data", data={tour.WIDGET_VIEW: {"model_id": "1"}, "text/plain": "  0%|"}),
+        new_output("display_data", data={execution.WIDGET_VIEW: {"model_id": "1"}, "text/plain": "  0%|"}),
         new_output("stream", text="done"),
     ]
-    cell = new_code_cell("", outputs=outputs, metadata={"tags": [tour.IGNORED_TAG]})
-    assert [output.output_type for output in tour.tidy(new_notebook(cells=[cell])).cells[0].outputs] == ["stream"]
+    cell = new_code_cell("", outputs=outputs, metadata={"tags": [execution.IGNORED_TAG]})
+    assert [output.output_type for output in execution.tidy(new_notebook(cells=[cell])).cells[0].outputs] == ["stream"]
 
 
 def test_self_checks_are_counted_by_line_in_text_and_results():
@@ -163,14 +165,14 @@ def test_self_checks_are_counted_by_line_in_text_and_results():
         new_output("execute_result", data={"text/plain": "self-check passed: c"}),
     ]
     cells = [new_markdown_cell("self-check passed: not run"), new_code_cell("", outputs=outputs)]
-    assert tour.count_self_checks(new_notebook(cells=cells)) == 3
+    assert execution.count_self_checks(new_notebook(cells=cells)) == 3
 
 
 @pytest.mark.parametrize("name", ["01", "01-a", "01-a.ipynb"])
 def test_a_notebook_is_found_by_number_name_or_file_name(course, name):
     path = write(course, "01-a", CHECK)
     write(course, "02-b", CHECK)
-    assert tour.find_notebooks(course, [name]) == tour.find_notebooks(course, [str(path)]) == [path]
+    assert execution.find_notebooks(course, [name]) == execution.find_notebooks(course, [str(path)]) == [path]
 
 
 def test_notebooks_come_in_reading_order_with_solutions_last(course):
@@ -179,7 +181,7 @@ def test_notebooks_come_in_reading_order_with_solutions_last(course):
     solution = write(course / "solutions", "01-a", CHECK)
     write(course / ".ipynb_checkpoints", "01-a", CHECK)
     second, first = write(course, "02-b", CHECK), write(course, "01-a", CHECK)
-    assert tour.find_notebooks(course) == [first, second, solution]
+    assert execution.find_notebooks(course) == [first, second, solution]
 
 
 def test_an_unknown_name_lists_those_that_exist(course, capsys):
@@ -194,7 +196,7 @@ def test_a_course_without_notebooks_is_an_error(course, capsys):
 
 
 def test_page_asks_the_network_for_nothing_but_its_formulas(course):
-    page = tour.to_html(new_notebook(cells=[new_markdown_cell("$x$")]), "t", "../mathjax")
+    page = pages.to_html(new_notebook(cells=[new_markdown_cell("$x$")]), "t", "../mathjax")
     sources = [
         tag.split('src="')[1].split('"')[0] for tag in page.split("<") if tag.startswith("script") and "src=" in tag
     ]
@@ -204,7 +206,7 @@ def test_page_asks_the_network_for_nothing_but_its_formulas(course):
 def test_page_keeps_a_folded_answer_folded(course):
     """The formula stands between the tags, not behind an element that was closed too early."""
     answer = "<details><summary>why?</summary>\n\nbecause $x$\n\n</details>"
-    page = tour.to_html(new_notebook(cells=[new_markdown_cell(answer)]), "t", "mathjax")
+    page = pages.to_html(new_notebook(cells=[new_markdown_cell(answer)]), "t", "mathjax")
     body = page.partition("<summary>why?</summary>")[2]
     assert -1 < body.find("because") < body.find("</details>")
 
@@ -269,7 +271,7 @@ class DeafSocket:
 def channel(socket, monkeypatch):
     """A channel on it, with a clock that its waiting moves."""
     monkeypatch.setattr(tour.time, "monotonic", lambda: sum(socket.waited) / 1000)
-    found = tour.RecheckingChannel.__new__(tour.RecheckingChannel)
+    found = execution.RecheckingChannel.__new__(execution.RecheckingChannel)
     found.socket = socket
 
     async def receive():
@@ -296,5 +298,5 @@ def test_a_channel_gives_up_at_its_time_limit(monkeypatch, timeout, waits):
 
 
 def test_the_tours_kernels_have_such_channels():
-    client = tour.ThisInterpreter().client()
-    assert client.shell_channel_class is client.iopub_channel_class is tour.RecheckingChannel
+    client = execution.ThisInterpreter().client()
+    assert client.shell_channel_class is client.iopub_channel_class is execution.RecheckingChannel

@@ -13,14 +13,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers.tiny_stream import Stopped, arguments_of, make_folder, run_on
 from PIL import Image
-from tiny_stream import Stopped, arguments_of, make_folder, run_on
 
-from metasp_lite import checkpoint, results, streams, train
-from metasp_lite.learner import Learner
-from metasp_lite.methods import METHODS
-from metasp_lite.methods.base import Method
-from metasp_lite.methods.replay import FineTune
+from metasp_lite import files, results
+from metasp_lite.continual import checkpoint, streams, training
+from metasp_lite.continual.learner import Learner
+from metasp_lite.continual.methods import METHODS
+from metasp_lite.continual.methods.base import Method
+from metasp_lite.continual.methods.replay import FineTune
 
 SAME = ("run", "accuracy_class_incremental", "accuracy_task_incremental", "epoch_losses", "steps")
 
@@ -35,7 +36,7 @@ def stream(folder) -> streams.Stream:
     return streams.make(run_on(folder, "fine-tune").stream)
 
 
-def stop_at(epoch: int) -> train.Watcher:
+def stop_at(epoch: int) -> training.Watcher:
     """Raise after so many epochs, before they are stored."""
     seen = []
 
@@ -67,7 +68,7 @@ def copied(state: object) -> object:
     return [copied(value) for value in state] if isinstance(state, list | tuple) else state
 
 
-def keep_last(kept: dict[str, object], also: Callable[..., None] | None = None) -> train.Watcher:
+def keep_last(kept: dict[str, object], also: Callable[..., None] | None = None) -> training.Watcher:
     def watch(learner: Learner, method: Method) -> None:
         kept["learner"], kept["method"] = copied(learner.state_dict()), copied(method.state_dict())
         if also:
@@ -80,12 +81,12 @@ def keep_last(kept: dict[str, object], also: Callable[..., None] | None = None) 
 def test_a_run_stopped_after_every_epoch_ends_as_if_it_had_not_been(method, folder, stream, tmp_path):
     """Results, weights, momentum, batch-norm, generator, memory and scores: equal to the last bit."""
     run, whole, pieces = run_on(folder, method), {}, {}
-    expected = train.train(run, tmp_path / "whole", stream=stream, watch=keep_last(whole))
+    expected = training.train(run, tmp_path / "whole", stream=stream, watch=keep_last(whole))
     stops = 0
     while True:
         watch = keep_last(pieces, stop_at(2))
         try:
-            found = train.train(run, tmp_path / "pieces", stream=stream, checkpoint_seconds=0, watch=watch)
+            found = training.train(run, tmp_path / "pieces", stream=stream, checkpoint_seconds=0, watch=watch)
             break
         except Stopped:
             stops += 1
@@ -101,14 +102,18 @@ def test_each_method_trains_in_channels_last_and_bfloat16(method, folder, stream
     """To the losses of plain training, as long as rounding has not yet led it elsewhere: in its first epoch."""
     options = {"plain": {}, "moved": {"channels_last": True}, "rounded": {"channels_last": True, "bf16": True}}
     run = {name: run_on(folder, method, epochs=1, **changed) for name, changed in options.items()}
-    losses = {name: train.train(run[name], tmp_path / name, stream=stream)["epoch_losses"][0] for name in options}
+    losses = {name: training.train(run[name], tmp_path / name, stream=stream)["epoch_losses"][0] for name in options}
     assert losses["moved"] == pytest.approx(losses["plain"], rel=1e-3)  # float32, sums in another order, 5 steps
     assert losses["rounded"] == pytest.approx(losses["plain"], rel=0.1)  # 2⁻⁹ a rounding, batch-norm of 4 images
 
 
 def test_a_process_killed_at_random_moments_ends_as_if_it_had_not_been(folder, tmp_path):
     """SIGKILL wherever it happens to fall: in a step, in a score, in the writing of a checkpoint."""
-    script, whole, killed = Path(__file__).with_name("kill_at_random.py"), tmp_path / "whole", tmp_path / "killed"
+    script, whole, killed = (
+        Path(__file__).parent / "helpers" / "kill_at_random.py",
+        tmp_path / "whole",
+        tmp_path / "killed",
+    )
     command = [*arguments_of(folder, "metasp-rehsel", epochs=5), "--checkpoint-seconds", "0"]
     done = subprocess.run(
         [sys.executable, script, "1", whole, killed, *command],
@@ -127,7 +132,7 @@ def test_a_process_killed_at_random_moments_ends_as_if_it_had_not_been(folder, t
 def test_a_kill_while_a_checkpoint_is_written_leaves_the_one_before(folder, stream, tmp_path, monkeypatch):
     run, path = run_on(folder, "er"), tmp_path / "checkpoint.pt"
     with pytest.raises(Stopped):
-        train.train(run, tmp_path, stream=stream, checkpoint_seconds=0, watch=stop_at(3))
+        training.train(run, tmp_path, stream=stream, checkpoint_seconds=0, watch=stop_at(3))
     before = path.read_bytes()
 
     def half(self: Path, content: bytes) -> None:
@@ -138,16 +143,16 @@ def test_a_kill_while_a_checkpoint_is_written_leaves_the_one_before(folder, stre
     with monkeypatch.context() as patched:
         patched.setattr(Path, "write_bytes", half)
         with pytest.raises(Stopped):
-            train.train(run, tmp_path, stream=stream, checkpoint_seconds=0)
+            training.train(run, tmp_path, stream=stream, checkpoint_seconds=0)
     assert path.read_bytes() == before
     (tmp_path / ".checkpoint.pt.part").write_bytes(b"half")  # what a real kill would have left
-    train.train(run, tmp_path, stream=stream, checkpoint_seconds=0)
+    training.train(run, tmp_path, stream=stream, checkpoint_seconds=0)
     assert sorted(each.name for each in tmp_path.iterdir()) == ["lock", "result.json"]
 
 
 def test_the_same_seed_gives_the_same_result_and_another_does_not(folder, stream, tmp_path):
     runs = [run_on(folder, "er", seed=seed) for seed in (3, 3, 4)]
-    first, again, other = (train.train(run, tmp_path / str(i), stream=stream) for i, run in enumerate(runs))
+    first, again, other = (training.train(run, tmp_path / str(i), stream=stream) for i, run in enumerate(runs))
     assert {key: first[key] for key in SAME} == {key: again[key] for key in SAME}
     assert first["epoch_losses"] != other["epoch_losses"]
 
@@ -155,11 +160,11 @@ def test_the_same_seed_gives_the_same_result_and_another_does_not(folder, stream
 def test_the_global_generators_are_neither_used_nor_moved(folder, stream, tmp_path):
     torch.manual_seed(1)
     before = torch.get_rng_state()
-    first = train.train(run_on(folder, "metasp-rehsel"), tmp_path / "a", stream=stream)
+    first = training.train(run_on(folder, "metasp-rehsel"), tmp_path / "a", stream=stream)
     assert torch.equal(torch.get_rng_state(), before)
     torch.manual_seed(2)
     np.random.seed(2)  # noqa: NPY002 - the global generator is what is meant
-    second = train.train(run_on(folder, "metasp-rehsel"), tmp_path / "b", stream=stream)
+    second = training.train(run_on(folder, "metasp-rehsel"), tmp_path / "b", stream=stream)
     assert first["epoch_losses"] == second["epoch_losses"]
 
 
@@ -169,13 +174,13 @@ def test_evaluation_never_changes_training(folder, stream, tmp_path):
     def look(learner: Learner, _: Method) -> None:
         before = copied(learner.state_dict())
         for _ in range(3):
-            train.score(learner)
+            training.score(learner)
         assert same(learner.state_dict(), before)
         assert learner.model.training
 
     plain, scored, run = {}, {}, run_on(folder, "metasp")
-    expected = train.train(run, tmp_path / "plain", stream=stream, watch=keep_last(plain))
-    found = train.train(run, tmp_path / "scored", stream=stream, watch=keep_last(scored, look))
+    expected = training.train(run, tmp_path / "plain", stream=stream, watch=keep_last(plain))
+    found = training.train(run, tmp_path / "scored", stream=stream, watch=keep_last(scored, look))
     assert {key: found[key] for key in SAME} == {key: expected[key] for key in SAME}
     assert same(scored, plain)
 
@@ -201,10 +206,10 @@ def test_scores_are_those_of_single_images(folder, stream, tmp_path):
                 for i in range(2):
                     expected[i].append(right[i] / len(task.test))
         network.train()
-        assert train.score(learner) == expected
+        assert training.score(learner) == expected
         checked.append(expected)
 
-    result = train.train(run_on(folder, "er"), tmp_path, stream=stream, watch=check)
+    result = training.train(run_on(folder, "er"), tmp_path, stream=stream, watch=check)
     assert [row[0] for row in checked] == [
         [value for value in row if value is not None] for row in result["accuracy_class_incremental"]
     ]
@@ -215,16 +220,16 @@ def test_classes_of_later_tasks_are_no_answer(folder, stream):
     """A network that is sure of a class it has not met yet is scored as if it had no such class."""
     learner = Learner(stream, run_on(folder, "er").recipe, 3)
     learner.task_number = 1
-    expected = train.score(learner)
+    expected = training.score(learner)
     assert sum(expected[0]) > 0
     learner.model[-1].bias.data[4:] += 1000
-    assert train.score(learner) == expected
+    assert training.score(learner) == expected
     learner.model[-1].bias.data[0] += 1000  # a class it has met: it is the answer everywhere it may be
-    assert train.score(learner) == ([0.5, 0.0], [0.5, expected[1][1]])
+    assert training.score(learner) == ([0.5, 0.0], [0.5, expected[1][1]])
 
 
 def test_a_result_holds_what_is_needed_to_read_and_repeat_it(folder, stream, tmp_path):
-    returned = train.train(run_on(folder, "er-late"), tmp_path, stream=stream)
+    returned = training.train(run_on(folder, "er-late"), tmp_path, stream=stream)
     stored = json.loads((tmp_path / "result.json").read_text())
     assert stored == returned
     for setting in ("class_incremental", "task_incremental"):
@@ -249,7 +254,7 @@ def test_a_result_holds_what_is_needed_to_read_and_repeat_it(folder, stream, tmp
 
 
 def test_joint_training_has_scores_after_the_last_task_only(folder, stream, tmp_path):
-    result = train.train(run_on(folder, "joint"), tmp_path, stream=stream)
+    result = training.train(run_on(folder, "joint"), tmp_path, stream=stream)
     assert result["accuracy_class_incremental"][:2] == [[None] * 3] * 2
     assert None not in result["accuracy_class_incremental"][2]
     assert result["class_incremental"]["a_inf"] is not None
@@ -259,23 +264,23 @@ def test_joint_training_has_scores_after_the_last_task_only(folder, stream, tmp_
 
 def test_a_finished_run_is_returned_without_training(folder, stream, tmp_path):
     run = run_on(folder, "fine-tune")
-    first = train.train(run, tmp_path, stream=stream)
-    assert train.train(run, tmp_path, watch=stop_at(1)) == first
+    first = training.train(run, tmp_path, stream=stream)
+    assert training.train(run, tmp_path, watch=stop_at(1)) == first
     with pytest.raises(ValueError, match=r"result.json is of another run \(recipe.lr is 0.02 there and 0.1 here\)"):
-        train.train(run_on(folder, "fine-tune", lr=0.1), tmp_path)
+        training.train(run_on(folder, "fine-tune", lr=0.1), tmp_path)
     (tmp_path / "result.json").write_text("[1, 2]")
     with pytest.raises(ValueError, match=r"result\.json is not the result of a run"):
-        train.train(run, tmp_path)
+        training.train(run, tmp_path)
 
 
 def test_a_second_run_in_the_same_folder_is_refused(folder, stream, tmp_path):
     run = run_on(folder, "fine-tune")
 
     def again(*_: object) -> None:
-        with pytest.raises(train.InUseError, match="another process trains in"):
-            train.train(run, tmp_path, stream=stream)
+        with pytest.raises(training.InUseError, match="another process trains in"):
+            training.train(run, tmp_path, stream=stream)
 
-    train.train(run, tmp_path, stream=stream, watch=again)
+    training.train(run, tmp_path, stream=stream, watch=again)
 
 
 def test_another_process_holds_the_folder_until_it_is_killed(folder, stream, tmp_path):
@@ -286,18 +291,18 @@ def test_another_process_holds_the_folder_until_it_is_killed(folder, stream, tmp
     )
     with holder:
         holder.stdout.readline()
-        with pytest.raises(train.InUseError, match="wait for it, or give another folder"):
-            train.train(run, tmp_path, stream=stream)
+        with pytest.raises(training.InUseError, match="wait for it, or give another folder"):
+            training.train(run, tmp_path, stream=stream)
         assert not (tmp_path / "checkpoint.pt").exists()
         holder.kill()
-    assert train.train(run, tmp_path, stream=stream)["resumed"] == 0
+    assert training.train(run, tmp_path, stream=stream)["resumed"] == 0
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(folder, stream, tmp_path):
     run = run_on(folder, "er", lr=1e30)
     message = r"the loss is (nan|inf) in task 1, epoch 1, step \d; .* a lower lr than 1e\+30 \(--set lr=1e\+29\), lower"
     with pytest.raises(FloatingPointError, match=message):
-        train.train(run, tmp_path, stream=stream)
+        training.train(run, tmp_path, stream=stream)
     assert not (tmp_path / "result.json").exists()
 
 
@@ -311,7 +316,7 @@ def test_a_step_that_refuses_numbers_that_are_not_finite_is_said_with_its_place_
     for variant, more in (("paper", ", or variant=official"), ("official", "")):
         message = rf"an influence is nan at position 0 in task 2, epoch \d, step 1; .*, lower momentum=0.9{more}$"
         with pytest.raises(FloatingPointError, match=message):
-            train.train(run_on(folder, "metasp", variant=variant), tmp_path / variant, stream=stream)
+            training.train(run_on(folder, "metasp", variant=variant), tmp_path / variant, stream=stream)
 
 
 def test_weights_that_the_last_step_ruins_are_neither_scored_nor_stored(folder, stream, tmp_path, monkeypatch):
@@ -324,7 +329,7 @@ def test_weights_that_the_last_step_ruins_are_neither_scored_nor_stored(folder, 
 
     monkeypatch.setitem(METHODS, "fine-tune", Ruined)
     with pytest.raises(FloatingPointError, match="the weights are no longer finite in task 2, epoch 3; in another"):
-        train.train(run_on(folder, "fine-tune"), tmp_path, stream=stream)
+        training.train(run_on(folder, "fine-tune"), tmp_path, stream=stream)
     assert same(list(tmp_path.glob("result*")), [])
     kept = torch.load(tmp_path / "checkpoint.pt", weights_only=True)["state"]["learner"]
     assert kept["task_number"] == 1
@@ -335,7 +340,7 @@ def test_weights_that_the_last_step_ruins_are_neither_scored_nor_stored(folder, 
 def begun(folder, stream, tmp_path) -> Path:
     """The folder of a run that was stopped in its second task."""
     with pytest.raises(Stopped):
-        train.train(run_on(folder, "er"), tmp_path, stream=stream, checkpoint_seconds=0, watch=stop_at(5))
+        training.train(run_on(folder, "er"), tmp_path, stream=stream, checkpoint_seconds=0, watch=stop_at(5))
     return tmp_path
 
 
@@ -350,10 +355,10 @@ def test_a_full_disk_keeps_the_last_checkpoint(folder, stream, begun, tmp_path_f
     with monkeypatch.context() as patched:
         patched.setattr(Path, "write_bytes", full_disk)
         with pytest.raises(OSError, match=r"cannot write .*checkpoint\.pt \(No space left on device\); make room"):
-            train.train(run, begun, stream=stream, checkpoint_seconds=0)
+            training.train(run, begun, stream=stream, checkpoint_seconds=0)
     assert (begun / "checkpoint.pt").read_bytes() == before
-    expected = train.train(run, tmp_path_factory.mktemp("whole"), stream=stream)
-    found = train.train(run, begun, stream=stream)
+    expected = training.train(run, tmp_path_factory.mktemp("whole"), stream=stream)
+    found = training.train(run, begun, stream=stream)
     assert {key: found[key] for key in SAME} == {key: expected[key] for key in SAME}
 
 
@@ -364,7 +369,7 @@ def test_a_file_that_the_system_refuses_to_let_grow_keeps_the_last_checkpoint(fo
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) // 2, hard))
         with pytest.raises(OSError, match="File too large"):
-            train.train(run_on(folder, "er"), begun, stream=stream, checkpoint_seconds=0)
+            training.train(run_on(folder, "er"), begun, stream=stream, checkpoint_seconds=0)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert path.read_bytes() == before
@@ -372,7 +377,7 @@ def test_a_file_that_the_system_refuses_to_let_grow_keeps_the_last_checkpoint(fo
 
 
 def test_a_result_that_cannot_be_written_is_written_by_the_next_start(folder, stream, tmp_path, monkeypatch):
-    run, original = run_on(folder, "er"), results.write_atomically
+    run, original = run_on(folder, "er"), files.write_atomically
 
     def full(path: Path, content: str | bytes) -> None:
         if path.name == "result.json":
@@ -382,8 +387,8 @@ def test_a_result_that_cannot_be_written_is_written_by_the_next_start(folder, st
     with monkeypatch.context() as patched:
         patched.setattr(results, "write_atomically", full)
         with pytest.raises(OSError, match="No space left"):
-            train.train(run, tmp_path, stream=stream)
-    assert train.train(run, tmp_path, stream=stream, watch=stop_at(1))["steps"] == 45
+            training.train(run, tmp_path, stream=stream)
+    assert training.train(run, tmp_path, stream=stream, watch=stop_at(1))["steps"] == 45
 
 
 @pytest.mark.parametrize("damage", ["truncated", "empty", "one bit", "another program's"])
@@ -401,7 +406,7 @@ def test_a_damaged_checkpoint_is_refused_and_stays(damage, folder, stream, begun
         content = bytearray(path.read_bytes())
     path.write_bytes(content)
     with pytest.raises(ValueError, match=r"checkpoint\.pt is damaged, or no checkpoint of this program; restore it"):
-        train.train(run_on(folder, "er"), begun, stream=stream)
+        training.train(run_on(folder, "er"), begun, stream=stream)
     assert path.read_bytes() == content
 
 
@@ -416,19 +421,19 @@ def test_a_checkpoint_cannot_run_code(folder, stream, begun, tmp_path):
     checkpoint.save(begun / "checkpoint.pt", run_on(folder, "er").as_dict(), {"learner": Call()})
     assert pickle.dumps(Call())
     with pytest.raises(ValueError, match="is no checkpoint of this program"):
-        train.train(run_on(folder, "er"), begun, stream=stream)
+        training.train(run_on(folder, "er"), begun, stream=stream)
     assert not witness.exists()
 
 
 def test_another_runs_checkpoint_is_refused_by_the_names_of_what_differs(folder, stream, begun, monkeypatch):
     before = (begun / "checkpoint.pt").read_bytes()
     with pytest.raises(ValueError, match=r"another run \(recipe.lr is 0.02 there and 0.1 here; seed is 3 there and 4"):
-        train.train(run_on(folder, "er", seed=4, lr=0.1), begun, stream=stream)
+        training.train(run_on(folder, "er", seed=4, lr=0.1), begun, stream=stream)
     with pytest.raises(ValueError, match=r"settings\.late_epochs is None there and 5 here"):
-        train.train(run_on(folder, "er-late"), begun, stream=stream)
+        training.train(run_on(folder, "er-late"), begun, stream=stream)
     monkeypatch.setattr(checkpoint, "FORMAT", 2)
     with pytest.raises(ValueError, match="has format 1, this version reads 2"):
-        train.train(run_on(folder, "er"), begun, stream=stream)
+        training.train(run_on(folder, "er"), begun, stream=stream)
     assert (begun / "checkpoint.pt").read_bytes() == before
 
 
@@ -437,14 +442,14 @@ def test_a_checkpoint_does_not_go_on_with_other_images(tmp_path):
     folder = make_folder(tmp_path / "images")
     run = run_on(folder, "er")
     with pytest.raises(Stopped):
-        train.train(run, tmp_path / "out", checkpoint_seconds=0, watch=stop_at(2))
+        training.train(run, tmp_path / "out", checkpoint_seconds=0, watch=stop_at(2))
     Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(folder / "train" / "class0" / "00.png")
     with pytest.raises(ValueError, match=r"images\.sum is "):
-        train.train(run, tmp_path / "out")
+        training.train(run, tmp_path / "out")
 
 
 def test_the_progress_bar_names_task_epoch_loss_and_accuracy(folder, stream, tmp_path, capsys):
-    train.train(run_on(folder, "fine-tune"), tmp_path, stream=stream, progress_bar=True)
+    training.train(run_on(folder, "fine-tune"), tmp_path, stream=stream, progress_bar=True)
     shown = capsys.readouterr().err
     assert all(f"{name}=" in shown for name in ("task", "epoch", "loss", "accuracy"))
     assert "9/9" in shown

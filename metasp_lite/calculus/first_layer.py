@@ -1,0 +1,72 @@
+"""A model as a pure function of its flat parameters θ: losses of examples, gradients, Jacobian and Hessian products."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, grad, jvp
+
+from metasp_lite.calculus.losses import ExampleLosses, check_finite
+
+
+def first_linear(losses: Callable[..., Tensor]) -> int | None:
+    """Return the place of a leading linear layer in the sequential model behind ``losses``, or None.
+
+    None also where it may act otherwise than its layers one after the other: in a subclass, with hooks, or where layers
+    share parameters.
+    """
+    model = getattr(losses, "model", None)
+    if type(model) is not nn.Sequential or any(m._forward_hooks or m._forward_pre_hooks for m in model.modules()):
+        return None
+    if len(list(model.named_parameters(remove_duplicate=False))) > len(list(model.named_parameters())):
+        return None
+    place = next((i for i, module in enumerate(model) if not isinstance(module, nn.Flatten)), None)
+    if place == 0 and losses.inputs.dim() != 2:
+        return None  # the layer acts on many vectors of one example, and the Gram matrices below know only one
+    return place if place is not None and type(model[place]) is nn.Linear else None
+
+
+def hessian_by_first_layer(losses: ExampleLosses, theta: Tensor, first: int) -> Tensor:
+    """Hessian ``(P, P)`` of the mean loss of a model that begins with a linear layer, z = W x (+ b).
+
+    Derived by the chain rule: the loss sees W and b through z alone, and z is linear in them, so with φ(z, ψ) the loss
+    as a function of z and of the other parameters ψ,
+    ``∂²/∂W_j∂W_k = (1/n) Σ_i ∂²φ/∂z_j∂z_k x_i x_iᵀ`` and ``∂²/∂W_j∂ψ = (1/n) Σ_i x_i ∂²φ/∂z_j∂ψ``.
+    Examples do not meet in φ, so one product per z_j and per ψ_k gives all its second derivatives, and the wide layer,
+    which holds nearly all parameters, costs weighted Gram matrices instead of P Hessian-vector products.
+    """
+    layer, n = losses.model[first], len(losses)
+    head = ExampleLosses(losses.model[first + 1 :], losses.inputs, losses.labels, losses.loss)
+    width, wide = layer.out_features, sum(parameter.numel() for parameter in layer.parameters())
+    weight, psi = theta[: layer.weight.numel()].view_as(layer.weight), theta[wide:]
+    x = losses.inputs.flatten(1) if first else losses.inputs
+    z = x @ weight.T + (theta[layer.weight.numel() : wide] if layer.bias is not None else 0.0)
+
+    def phi(z: Tensor, psi: Tensor) -> Tensor:
+        return losses.loss(functional_call(head.model, head.unflatten(psi), (z,)), losses.labels).sum() / n
+
+    def column(dz: Tensor, dpsi: Tensor) -> tuple[Tensor, Tensor]:
+        return jvp(grad(phi, argnums=(0, 1)), (z, psi), (dz, dpsi))[1]
+
+    # Where each W_j, and b_j behind it, stands in θ; x gains a constant input for b.
+    places = torch.arange(layer.weight.numel(), device=theta.device).view(width, -1)
+    if layer.bias is not None:
+        x = torch.cat([x, x.new_ones(n, 1)], dim=1)
+        places = torch.cat(
+            [places, torch.arange(layer.weight.numel(), wide, device=theta.device).view(width, 1)], dim=1
+        )
+    hessian = theta.new_empty(len(theta), len(theta))
+    for k in range(width):
+        dz = torch.zeros_like(z)
+        dz[:, k] = 1.0
+        dzz, _ = column(dz, torch.zeros_like(psi))  # (n, width): ∂²φ/∂z_j∂z_k of each example
+        for j in range(k, width):
+            block = x.T @ (dzz[:, j : j + 1] * x)
+            hessian[places[j][:, None], places[k]] = block
+            hessian[places[k][:, None], places[j]] = block
+    for k, unit in enumerate(torch.eye(len(psi), dtype=theta.dtype, device=theta.device)):
+        dzpsi, dpsipsi = column(torch.zeros_like(z), unit)
+        hessian[places, wide + k] = hessian[wide + k, places] = dzpsi.T @ x
+        hessian[wide:, wide + k] = dpsipsi
+    check_finite(hessian.sum(dim=1), "a row sum of the Hessian")
+    return hessian

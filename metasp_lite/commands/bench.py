@@ -1,0 +1,59 @@
+"""What things cost: ``python -m metasp_lite bench [toy] [step] [train]``, written to data/results/bench."""
+
+import argparse
+from collections.abc import Callable, Mapping, Sequence
+
+BENCHMARKS = ("toy", "step", "train")
+_SHOWN = {
+    "step": ("variant", "network", "n", "v", "counted_ratio_to_er", "cpu_seconds", "cpu_ratio_to_er", "peak_extra_mib"),
+    "train": ("network", "variant", "steps_per_second", "ratio_to_bare", "share_of_er_step"),
+}
+_Rows = Mapping[str, object] | Sequence[Mapping[str, object]]
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the options of ``bench``."""
+    parser.add_argument(
+        "benchmarks",
+        nargs="*",
+        metavar="{toy,step,train}",
+        help="toy: influences; step: a MetaSP step; train: steps a second of training (default: all)",
+    )
+    parser.add_argument("--seeds", type=int, default=5, help="toy: how many starting weights, 0, 1, … (default 5)")
+
+
+def main(arguments: argparse.Namespace) -> int:
+    """Run the benchmarks that are asked for, on one thread; print a table of each and store it."""
+    chosen = arguments.benchmarks or BENCHMARKS
+    unknown = sorted(set(chosen) - set(BENCHMARKS))
+    if unknown:
+        raise ValueError(f"there is no benchmark {', '.join(map(repr, unknown))}; choose from {', '.join(BENCHMARKS)}")
+    if arguments.seeds < 1:
+        raise ValueError(f"--seeds {arguments.seeds}: give at least 1")
+    import torch
+
+    from metasp_lite import results, settings
+    from metasp_lite.studies import import_beforehand, step_cost, toy_cost, training_cost
+
+    torch.set_num_threads(1)  # as in the processes that measure: stored results name this number
+    import_beforehand(toy_cost.__name__, step_cost.__name__)
+    studies: dict[str, Callable[[], _Rows]] = {
+        "toy": lambda: toy_cost.study(arguments.seeds),
+        "step": step_cost.study,
+        "train": training_cost.study,
+    }
+    for name in BENCHMARKS:
+        if name in chosen:
+            found, path = studies[name](), results.RESULTS_DIR / "bench" / f"{name}.json"
+            print(_table(found, _SHOWN.get(name)))
+            results.write(path, found)
+            print(f"stored in {path.relative_to(settings.PROJECT_DIR)}")
+    return 0
+
+
+def _table(found: _Rows, shown: Sequence[str] | None) -> str:
+    """Return the rows of a study as lines of text: all their columns, or those ``shown``."""
+    import pandas as pd
+
+    table = pd.DataFrame(found["runs"] if isinstance(found, Mapping) else found)
+    return table[list(shown or table.columns)].to_string(index=False)

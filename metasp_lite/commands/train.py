@@ -1,0 +1,81 @@
+"""Train one method on one stream: ``python -m metasp_lite train``; the same line again goes on."""
+
+import argparse
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from metasp_lite import settings
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the options of ``train``."""
+    parser.add_argument("--list", action=_List, help="name the streams, the methods and their settings, and stop")
+    parser.add_argument("--stream", required=True, metavar="NAME", help="a stream's name, or a folder of images")
+    parser.add_argument("--method", required=True, metavar="NAME")
+    parser.add_argument("--memory", type=int, metavar="N", help="stored examples (default: the stream's)")
+    parser.add_argument("--seed", type=int, default=1231, metavar="N", help="default: 1231, the first of the paper's")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="checkpoint.pt, at the end result.json")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="NAME=VALUE", help="a setting of stream, recipe or method"
+    )
+    parser.add_argument("--profile", choices=settings.PROFILES, help="default: METASP_PROFILE, else lite")
+    parser.add_argument(
+        "--checkpoint-seconds", type=float, default=60.0, metavar="S", help="default: 60; 0: after every epoch"
+    )
+
+
+def main(arguments: argparse.Namespace) -> int:
+    """Run or go on with one run, and say how accurate it is at the end."""
+    overrides = {}
+    for text in arguments.set:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise ValueError(f"--set {text}: write it as name=value")
+        overrides[name.strip()] = value.strip()
+    from metasp_lite.continual import presets, training
+
+    run = presets.build(
+        arguments.stream,
+        arguments.method,
+        arguments.seed,
+        profile=arguments.profile,
+        memory=arguments.memory,
+        overrides=overrides,
+    )
+    result = training.train(run, arguments.out, checkpoint_seconds=arguments.checkpoint_seconds)
+    for setting in ("class_incremental", "task_incremental"):
+        accuracy, change = result[setting]["a_inf"], result[setting]["bwt"]
+        forgetting = "" if change is None else f", backward transfer {change:+.4f}"
+        print(f"{setting.replace('_', '-')}: final accuracy {accuracy:.4f}{forgetting}")
+    print(f"all of it is in {arguments.out / 'result.json'}")
+    return 0
+
+
+class _List(argparse.Action):
+    """Print what can be trained, and exit."""
+
+    def __init__(self, option_strings: list[str], dest: str, **named: Any) -> None:
+        """Take no value."""
+        super().__init__(option_strings, dest, nargs=0, **named)
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        """Print the list."""
+        from metasp_lite.continual import presets
+        from metasp_lite.continual.methods import METHODS
+
+        profile = settings.profile()
+        print(f"streams (profile {profile}):")
+        for name, preset in presets.STREAMS[profile].items():
+            print(f"  {name}: {_shown(preset.stream)}; {_shown(preset.recipe)}; memory={preset.memory}")
+        print("  any folder of images {train,test}/<class>/*.png: --stream PATH --set classes_per_task=N")
+        print("methods:")
+        for name, method in METHODS.items():
+            print(f"  {name}: {method.paper}")
+            if shown := _shown(method.Settings()):
+                print(f"    {shown}")
+        parser.exit()
+
+
+def _shown(chosen: Any) -> str:
+    return ", ".join(f"{name}={value}" for name, value in dataclasses.asdict(chosen).items())

@@ -1,0 +1,79 @@
+"""What an unfinished run leaves on disk: written whole, checked when read, never taken for another run's."""
+
+import hashlib
+import io
+import json
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+
+from metasp_lite import files
+
+FORMAT = 1  # of the file; another number is not read
+_DIGEST = hashlib.sha256().digest_size
+_AGAIN = "restore it from a copy, delete it to start again, or give another folder"
+
+
+def save(path: Path, identity: Mapping[str, object], state: Mapping[str, object]) -> None:
+    """Write ``state`` (tensors, numbers, strings, lists and dicts of them) as the checkpoint of the run ``identity``.
+
+    The SHA-256 sum at the end tells a damaged file: torch reads tensors with flipped bits without a word.
+
+    Raises:
+        OSError: when it cannot be written; the checkpoint that was there is still there.
+    """
+    content = io.BytesIO()
+    torch.save({"format": FORMAT, "identity": json.dumps(identity), "state": dict(state)}, content)
+    content.write(hashlib.sha256(content.getbuffer()).digest())
+    try:
+        files.write_atomically(path, content.getvalue())
+    except OSError as error:
+        raise OSError(
+            f"cannot write {path} ({error.strerror or error}); make room, then run the same command again: "
+            "it goes on from the last checkpoint"
+        ) from error
+
+
+def load(path: Path, identity: Mapping[str, object], device: torch.device) -> dict | None:
+    """Return the state in ``path`` with its tensors on ``device``, or None where there is no file.
+
+    Raises:
+        ValueError: when the file is damaged, of another format, or of another run; it stays as it is.
+    """
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        return None
+    body, digest = content[:-_DIGEST], content[-_DIGEST:]
+    if hashlib.sha256(body).digest() != digest:
+        raise ValueError(f"{path} is damaged, or no checkpoint of this program; {_AGAIN}")
+    try:
+        stored = torch.load(io.BytesIO(body), weights_only=True, map_location=device)
+    except pickle.UnpicklingError as error:  # something that is no tensor, number or text
+        raise ValueError(f"{path} is no checkpoint of this program; {_AGAIN}") from error
+    if stored["format"] != FORMAT:
+        raise ValueError(f"{path} has format {stored['format']}, this version reads {FORMAT}; give another folder")
+    require_same(path, json.loads(stored["identity"]), identity)
+    return stored["state"]
+
+
+def require_same(path: Path, there: Mapping[str, object], here: Mapping[str, object]) -> None:
+    """Refuse what another run has left, by the names of what differs.
+
+    Raises:
+        ValueError: when ``there``, read from ``path``, is not ``here``.
+    """
+    old, new = _flat(there), _flat(json.loads(json.dumps(here)))
+    names = [name for name in {**old, **new} if old.get(name) != new.get(name)]
+    if names:
+        differing = "; ".join(f"{name} is {old.get(name)!r} there and {new.get(name)!r} here" for name in names)
+        raise ValueError(f"{path} is of another run ({differing}); give another folder")
+
+
+def _flat(nested: Mapping[str, object], prefix: str = "") -> dict[str, object]:
+    flat: dict[str, object] = {}
+    for name, value in nested.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
+    return flat

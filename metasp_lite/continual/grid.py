@@ -1,0 +1,242 @@
+"""Many runs at once: the product of streams, methods, memory sizes and seeds, on this machine or on a Dask cluster."""
+
+import contextlib
+import functools
+import importlib.util
+import itertools
+import shlex
+import threading
+import tomllib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import joblib
+import torch
+from tqdm.auto import tqdm
+
+from metasp_lite import settings
+from metasp_lite.continual import presets, streams
+from metasp_lite.continual.run import Run, finished
+from metasp_lite.continual.streams import Stream, StreamSettings
+from metasp_lite.continual.training import InUseError, train
+from metasp_lite.memory import forget_peak
+from metasp_lite.settings import Profile
+
+_LISTS = {"streams": str, "methods": str, "memory": int, "seeds": int}
+_ONE_RUN = threading.Lock()  # a network's first weights come from torch's one global generator: no two runs in threads
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run of a grid."""
+
+    name: str
+    run: Run
+    out: Path
+    command: str  # does the same alone
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a job."""
+
+    job: Job
+    state: Literal["finished", "skipped", "failed"]
+    error: str = ""
+
+
+def read_grid(path: Path, out: Path) -> list[Job]:
+    """Return the runs that a TOML file asks for, each with its own folder below ``out``.
+
+    Raises:
+        ValueError: when the file is no TOML, or asks for something that does not exist.
+    """
+    try:
+        return jobs(tomllib.loads(path.read_text()), out)
+    except ValueError as error:  # so are TOML's own errors, and those of texts that are not UTF-8
+        raise ValueError(f"{path}: {error}") from error
+
+
+def jobs(description: Mapping[str, object], out: Path) -> list[Job]:
+    """Return the product of what ``description`` lists, as ``settings.GRID_EXAMPLE`` shows; without memory one."""
+    _check(description)
+    profile: Profile = description.get("profile", settings.profile())
+    result: dict[str, Job] = {}
+    used: set[str] = set()
+    for stream, method, size, seed in itertools.product(
+        description["streams"], description["methods"], description.get("memory", [None]), description["seeds"]
+    ):
+        rehearses = "memory" in presets.names(method)
+        memory = size if rehearses else None
+        overrides = _overrides(description.get("set", {}), stream, method)
+        used |= set(overrides)
+        run = presets.build(stream, method, seed, profile=profile, memory=memory, overrides=overrides)
+        stored = [f"memory-{run.settings.memory}"] if rehearses else []
+        name = "_".join([Path(stream).expanduser().resolve().name, method, *stored, f"seed-{seed}"])
+        if name in result and result[name].run != run:
+            raise ValueError(f"two different runs would be called {name}; give the folders of images different names")
+        folder = out.absolute() / name
+        result[name] = Job(name, run, folder, _command(stream, method, memory, seed, profile, overrides, folder))
+    shared = {name for name, value in description.get("set", {}).items() if not isinstance(value, dict)}
+    if unused := sorted(shared - used):
+        raise ValueError(f"no method of this grid has a setting {', '.join(map(repr, unused))}")
+    return list(result.values())
+
+
+def _reads_like_this() -> str:
+    return f"a grid reads like this:\n{settings.GRID_EXAMPLE.read_text(encoding='utf-8')}"
+
+
+def _check(description: Mapping[str, object]) -> None:
+    unknown = sorted(set(description) - {*_LISTS, "profile", "set"})
+    if unknown:
+        raise ValueError(f"{', '.join(map(repr, unknown))} means nothing here; {_reads_like_this()}")
+    for name, kind in _LISTS.items():
+        values = description.get(name)
+        if values is None and name == "memory":
+            continue
+        if not (isinstance(values, list) and values and all(type(value) is kind for value in values)):
+            what = "names" if kind is str else "whole numbers"
+            raise ValueError(f"{name} must be a list of {what}; {_reads_like_this()}")
+    if description.get("profile", "lite") not in settings.PROFILES:
+        raise ValueError(f"profile={description['profile']!r} must be one of: {', '.join(settings.PROFILES)}")
+    chosen = description.get("set", {})
+    if not isinstance(chosen, dict):
+        raise ValueError(f"set must be a table; {_reads_like_this()}")
+    tables = [name for name, value in chosen.items() if isinstance(value, dict)]
+    if unknown := sorted(set(tables) - {*description["streams"], *description["methods"]}):
+        raise ValueError(f"[set.{unknown[0]}] is for no stream or method of this grid")
+
+
+def _overrides(chosen: Mapping[str, object], stream: str, method: str) -> dict[str, object]:
+    """Return the settings of one run: those for all that it has, then those for its stream, then for its method."""
+    known = set(presets.names(method))
+    shared = {name: value for name, value in chosen.items() if not isinstance(value, dict) and name in known}
+    return {**shared, **chosen.get(stream, {}), **chosen.get(method, {})}
+
+
+def _command(
+    stream: str, method: str, memory: int | None, seed: int, profile: str, overrides: Mapping[str, object], out: Path
+) -> str:
+    words = ["python", "-m", "metasp_lite", "train", "--profile", profile, "--stream", stream, "--method", method]
+    words += [] if memory is None else ["--memory", str(memory)]
+    words += ["--seed", str(seed)]
+    for name, value in overrides.items():
+        words += ["--set", f"{name}={str(value).lower() if isinstance(value, bool) else value}"]
+    return shlex.join([*words, "--out", str(out)])
+
+
+def run_all(
+    chosen: Sequence[Job],
+    *,
+    workers: int = 1,
+    dask: str | None = None,
+    threads: int = 1,
+    checkpoint_seconds: float = 60.0,
+    progress_bar: bool | None = None,
+) -> list[Outcome]:
+    """Run all that is not finished, in ``workers`` processes or on the cluster whose scheduler is at ``dask``.
+
+    A run that fails does not stop the others, nor does one whose worker dies: it goes on from its checkpoint.  Every
+    run computes with ``threads`` threads: with another number it would round differently.
+    """
+    outcomes: dict[str, Outcome] = {}
+    for job in chosen:
+        with contextlib.suppress(ValueError):  # the run itself will say it
+            if finished(job.run, job.out) is not None:
+                outcomes[job.name] = Outcome(job, "skipped")
+    with (
+        _backend(workers, dask) as parallel,
+        tqdm(
+            total=len(chosen),
+            initial=len(outcomes),
+            unit="run",
+            disable=None if progress_bar is None else not progress_bar,
+        ) as bar,
+    ):
+        todo = [job for job in chosen if job.name not in outcomes]
+        for job, error in _each(parallel, todo, threads, checkpoint_seconds):
+            outcomes[job.name] = Outcome(job, "failed" if error else "finished", error or "")
+            bar.update()
+            bar.set_postfix(failed=sum(outcome.state == "failed" for outcome in outcomes.values()))
+    return [outcomes[job.name] for job in chosen]
+
+
+def _each(
+    parallel: Callable[[], joblib.Parallel], todo: Sequence[Job], threads: int, checkpoint_seconds: float
+) -> Iterator[tuple[Job, str | None]]:
+    """Run jobs and yield each with its error, as they end.
+
+    A job catches its own errors; what comes out of joblib is the death of a worker (its memory did not suffice, say),
+    which ends all that runs beside it.  What had begun by then goes on alone, so that a run which kills its worker
+    again takes no other with it; then the rest goes on as before.
+    """
+    left = {job.name: job for job in todo}
+
+    def attempt(some: Iterable[Job]) -> Iterator[tuple[Job, str | None]]:
+        tasks = (joblib.delayed(run_one)(job, threads, checkpoint_seconds) for job in list(some))
+        for name, error in parallel()(tasks):
+            yield left.pop(name), error
+
+    while left:
+        try:
+            yield from attempt(left.values())
+        except OSError:  # no worker has come, or the scheduler has gone
+            raise
+        except Exception:
+            begun = [job for job in left.values() if job.out.is_dir()] or list(left.values())[:1]
+            for job in begun:
+                try:
+                    yield from attempt([job])
+                except Exception as error:
+                    yield left.pop(job.name), f"its worker died ({type(error).__name__}); is there memory enough?"
+
+
+@contextlib.contextmanager
+def _backend(workers: int, dask: str | None) -> Iterator[Callable[[], joblib.Parallel]]:
+    """Yield what makes the one call that runs jobs, whether by processes here or by a cluster."""
+    if dask is None:
+        with joblib.parallel_config(backend="loky", n_jobs=workers):
+            yield functools.partial(joblib.Parallel, batch_size=1, return_as="generator_unordered")
+        return
+    if importlib.util.find_spec("distributed") is None:
+        raise ValueError("a Dask cluster needs the package's extra: pip install -e '.[dask]'")
+    with joblib.parallel_config(backend="dask", scheduler_host=dask, n_jobs=-1) as config:
+        try:
+            yield functools.partial(joblib.Parallel, batch_size=1, pre_dispatch="all", return_as="generator_unordered")
+        finally:
+            config["backend"].client.close()
+
+
+def run_one(job: Job, threads: int, checkpoint_seconds: float) -> tuple[str, str | None]:
+    """Run one job in a worker; return its name and, when it fails, the error as a sentence.
+
+    Called again after its worker has died, it goes on from the checkpoint.
+    """
+    with _ONE_RUN:
+        before = torch.get_num_threads()
+        torch.set_num_threads(threads)
+        try:
+            forget_peak()
+            stream = _stream(job.run.stream)
+            train(job.run, job.out, stream=stream, checkpoint_seconds=checkpoint_seconds, progress_bar=False, wait=10)
+        except (OSError, ValueError, FloatingPointError, InUseError) as error:
+            return job.name, str(error)
+        except Exception as error:  # a defect in one run must not stop the others
+            return job.name, f"{type(error).__name__}: {error}"
+        finally:
+            torch.set_num_threads(before)
+    return job.name, None
+
+
+@functools.lru_cache(maxsize=1)
+def _stream(chosen: StreamSettings) -> Stream:
+    """Load a stream once for all runs of a worker that follow each other on it."""
+    return streams.make(chosen)
+
+
+def default_workers() -> int:
+    """How many runs at once suit this machine: one a core, one where there is a GPU."""
+    return 1 if torch.cuda.is_available() else joblib.cpu_count()

@@ -1,0 +1,26 @@
+"""The methods of the course, each readable in its ``step``."""
+
+from metasp_lite.continual.methods.base import Method
+from metasp_lite.continual.methods.gdumb import GDumb
+from metasp_lite.continual.methods.gem import AGEM, GEM
+from metasp_lite.continual.methods.gmed import GMED
+from metasp_lite.continual.methods.hal import HAL
+from metasp_lite.continual.methods.metasp import MetaSP, MetaSPRehSel
+from metasp_lite.continual.methods.mir_gss import GSS, MIR
+from metasp_lite.continual.methods.replay import ER, ERLate, FineTune, Joint
+
+METHODS: dict[str, type[Method]] = {
+    "fine-tune": FineTune,
+    "joint": Joint,
+    "er": ER,
+    "er-late": ERLate,
+    "metasp": MetaSP,
+    "metasp-rehsel": MetaSPRehSel,
+    "gem": GEM,
+    "a-gem": AGEM,
+    "mir": MIR,
+    "gss": GSS,
+    "gmed": GMED,
+    "hal": HAL,
+    "gdumb": GDumb,
+}

@@ -1,0 +1,98 @@
+"""What every continual-learning method is: one step, and what is kept when a task ends."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from metasp_lite.continual.buffer import Buffer
+from metasp_lite.continual.learner import Batch, Learner
+
+
+@dataclass(frozen=True)
+class NoSettings:
+    """The settings of a method that has none."""
+
+
+@dataclass(frozen=True)
+class MemorySettings:
+    """The settings of a method that rehearses."""
+
+    memory: int = 200  # |M|, stored examples
+    memory_batch: int = 32  # of them in a step, beside the new ones
+
+    def __post_init__(self) -> None:
+        """Refuse memories that hold nothing."""
+        if self.memory < 1 or self.memory_batch < 1:
+            raise ValueError(f"memory={self.memory} and memory_batch={self.memory_batch} must be at least 1")
+
+
+class Method:
+    """A method by its ``step``.  State that ``step`` or ``end_task`` changes goes into ``state_dict``, or a resumed run
+    would differ from an uninterrupted one.
+    """
+
+    paper: ClassVar[str]  # who proposed it, where
+    Settings: ClassVar[type] = NoSettings
+    scores_last_only: ClassVar[bool] = False  # whether only the accuracies after the last task mean anything
+
+    def __init__(self, learner: Learner, settings: object) -> None:
+        """Prepare for the stream of ``learner``."""
+        self.settings = settings
+
+    def examples(self, learner: Learner) -> Tensor:
+        """Return the training examples of the task that begins, as positions in the stream's images ``(n,)``."""
+        return learner.task.train
+
+    def begin_task(self, learner: Learner) -> None:
+        """Do what comes before the first step of ``learner.task``."""
+
+    def step(self, learner: Learner, batch: Batch) -> Tensor:
+        """Train on one batch of new examples and return a loss ``()`` to show."""
+        raise NotImplementedError
+
+    def end_task(self, learner: Learner) -> None:
+        """Do what comes after the last step of ``learner.task``, before it is scored."""
+
+    def remedies(self) -> list[str]:
+        """Return settings to try, as name=value, when training leaves the finite numbers."""
+        return []
+
+    def state_dict(self) -> dict[str, object]:
+        """Return all that has changed since the start, as tensors, numbers and strings."""
+        return {}
+
+    def load_state_dict(self, state: Mapping) -> None:
+        """Restore what ``state_dict`` gave."""
+
+
+class Rehearsal(Method):
+    """A method with a memory."""
+
+    Settings = MemorySettings
+    columns: ClassVar[tuple[str, ...]] = ()  # numbers to keep with each stored example
+
+    def __init__(self, learner: Learner, settings: MemorySettings) -> None:
+        """Prepare an empty memory for the stream's images."""
+        super().__init__(learner, settings)
+        images = learner.stream.images
+        self.buffer = Buffer(settings.memory, images.shape[1:], images.device, self.columns)
+
+    def offer(self, learner: Learner, batch: Batch) -> None:
+        """Let reservoir sampling see the batch, once: in the task's first epoch."""
+        if learner.epoch == 0:
+            self.buffer.reservoir(batch.images, batch.labels, learner.task_number, learner.generator)
+
+    def state_dict(self) -> dict[str, object]:
+        """Return the memory."""
+        return {"buffer": self.buffer.state_dict()}
+
+    def load_state_dict(self, state: Mapping) -> None:
+        """Restore the memory."""
+        self.buffer.load_state_dict(state["buffer"])
+
+
+def plain_step(learner: Learner, batch: Batch) -> Tensor:
+    """Descend on the new examples alone."""
+    return learner.descend(learner.loss(batch.inputs, batch.labels))

@@ -1,0 +1,117 @@
+"""The reference points (fine-tuning, joint training) and plain rehearsal."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from metasp_lite.continual.buffer import balanced_choice
+from metasp_lite.continual.learner import Batch, Learner, rehearse
+from metasp_lite.continual.methods.base import MemorySettings, Method, Rehearsal, plain_step
+
+
+class FineTune(Method):
+    """Train on each task as if there had been none before: the lower reference."""
+
+    paper = "the lower reference of all papers"
+
+    def step(self, learner: Learner, batch: Batch) -> Tensor:
+        """Descend on the new examples."""
+        return plain_step(learner, batch)
+
+
+class Joint(Method):
+    """Train on the examples of all tasks at once, in place of the last task: the upper reference."""
+
+    paper = "the upper reference of all papers"
+    scores_last_only = True
+
+    def examples(self, learner: Learner) -> Tensor:
+        """Return nothing before the last task, and then everything."""
+        last = learner.task_number == len(learner.stream.tasks) - 1
+        return torch.cat([task.train for task in learner.stream.tasks]) if last else learner.task.train[:0]
+
+    def step(self, learner: Learner, batch: Batch) -> Tensor:
+        """Descend on a batch of all tasks."""
+        return plain_step(learner, batch)
+
+
+class ER(Rehearsal):
+    """Experience replay: beside each new batch one from a memory that reservoir sampling fills."""
+
+    paper = "Chaudhry et al., On Tiny Episodic Memories in Continual Learning, 2019"
+
+    def step(self, learner: Learner, batch: Batch) -> Tensor:
+        """Descend on new and remembered examples together."""
+        if not len(self.buffer):
+            loss = plain_step(learner, batch)
+        else:
+            kept = self.buffer.sample(self.settings.memory_batch, learner.generator)
+            loss = learner.descend(learner.loss(*rehearse(learner, batch, kept.images, kept.labels)))
+        self.offer(learner, batch)
+        return loss
+
+
+@dataclass(frozen=True)
+class LateSettings(MemorySettings):
+    """Rehearsal in the last epochs of a task only."""
+
+    late_epochs: int = 2
+
+    def __post_init__(self) -> None:
+        """Refuse a schedule that never rehearses."""
+        super().__post_init__()
+        if self.late_epochs < 1:
+            raise ValueError(f"late_epochs={self.late_epochs} must be at least 1")
+
+
+class ERLate(Rehearsal):
+    """ER on MetaSP's schedule and with its memory, but plain weights: separates the schedule from the influence.
+
+    Most epochs of a task train on new examples alone; only the last ones rehearse.  After task t the memory gives
+    ⌊|M|/t⌋ places to the task, and with them those that are still empty; its examples are drawn at random and even over
+    the classes.
+    """
+
+    paper = "the control of this course; no paper of its own"
+    Settings = LateSettings
+
+    def step(self, learner: Learner, batch: Batch) -> Tensor:
+        """Descend on new and, in the last epochs, remembered examples."""
+        if not self.rehearses(learner):
+            return plain_step(learner, batch)
+        kept = self.buffer.sample(self.settings.memory_batch, learner.generator)
+        return learner.descend(learner.loss(*rehearse(learner, batch, kept.images, kept.labels)))
+
+    def rehearses(self, learner: Learner) -> bool:
+        """Whether this epoch is one of the last, and there is something to rehearse."""
+        return learner.epochs_left <= self.settings.late_epochs and len(self.buffer) > 0
+
+    def end_task(self, learner: Learner) -> None:
+        """Give the task its share of the memory.  No place stays empty while there is an example for it."""
+        share = self.buffer.capacity // (learner.task_number + 1)
+        places = min(max(share, len(self.buffer.free)), len(learner.task.train))
+        self.make_room(learner, places)
+        chosen = self.choose(learner, places)
+        stream = learner.stream
+        self.buffer.put(
+            self.buffer.free[: len(chosen)], stream.images[chosen], stream.labels[chosen], learner.task_number
+        )
+
+    def make_room(self, learner: Learner, places: int) -> None:
+        """Drop stored examples until ``places`` are free, and no more, so that the classes that stay are even."""
+        filled = self.buffer.filled
+        keep = min(len(filled), self.buffer.capacity - places)
+        kept = balanced_choice(self.buffer.labels[filled], keep, self.harm_of_stored(filled), learner.generator)
+        dropped = torch.ones(len(filled), dtype=torch.bool, device=filled.device)
+        dropped[kept] = False
+        self.buffer.drop(filled[dropped])
+
+    def harm_of_stored(self, slots: Tensor) -> Tensor | None:
+        """Return what ranks the stored examples for dropping, highest first, or None for chance."""
+        return None
+
+    def choose(self, learner: Learner, places: int) -> Tensor:
+        """Choose the examples of the task to store: positions in the stream's images."""
+        train = learner.task.train
+        return train[balanced_choice(learner.stream.labels[train], places, None, learner.generator)]

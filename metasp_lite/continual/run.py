@@ -1,0 +1,104 @@
+"""What decides a run, what it measures, and the result it leaves."""
+
+import dataclasses
+import json
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from metasp_lite import results
+from metasp_lite.continual import checkpoint, methods
+from metasp_lite.continual.accuracy import summarise
+from metasp_lite.continual.learner import Recipe
+from metasp_lite.continual.streams import Stream, StreamSettings
+
+Row = list[float]
+
+
+@dataclass(frozen=True)
+class Run:
+    """All that decides a result."""
+
+    stream: StreamSettings
+    recipe: Recipe
+    method: str  # a name in methods.METHODS
+    settings: object  # of the method
+    seed: int
+
+    def __post_init__(self) -> None:
+        """Refuse what no run can follow."""
+        if self.method not in methods.METHODS:
+            raise ValueError(f"there is no method {self.method!r}; give one of: {', '.join(methods.METHODS)}")
+        wanted = methods.METHODS[self.method].Settings
+        if type(self.settings) is not wanted:
+            raise ValueError(f"{self.method} takes {wanted.__name__}, not {type(self.settings).__name__}")
+        if not 0 <= self.seed < 2**63:
+            raise ValueError(f"seed={self.seed} must be 0 or more, and below 2**63")
+        for part in (self.stream, self.recipe, self.settings):
+            for name, value in dataclasses.asdict(part).items():
+                if isinstance(value, float) and not math.isfinite(value):
+                    raise ValueError(f"{name}={value} must be a finite number")
+
+    def as_dict(self) -> dict[str, object]:
+        """Return it as plain values, for a file."""
+        return dataclasses.asdict(self)
+
+
+@dataclass
+class Progress:
+    """What a run has measured so far."""
+
+    class_incremental: list[Row] = field(default_factory=list)
+    task_incremental: list[Row] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)  # of training, a task
+    steps: int = 0
+    losses: list[float] = field(default_factory=list)  # mean of an epoch
+    peak_mib: float = 0.0
+    resumed: int = 0  # how often it was stopped and went on
+    begun_with: dict[str, object] = field(default_factory=results.provenance)
+
+
+def finished(run: Run, out: Path) -> dict[str, object] | None:
+    """Return the result in ``out``, or None where there is none.
+
+    Raises:
+        ValueError: when it is of another run, or no result at all.
+    """
+    path = out / "result.json"
+    try:
+        result = json.loads(path.read_text())
+        there = dict(result["run"])
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is not the result of a run; move it away, or give another folder") from error
+    checkpoint.require_same(path, there, run.as_dict())
+    return result
+
+
+def summary(run: Run, stream: Stream, progress: Progress, *, scores_last_only: bool) -> dict[str, object]:
+    """Sum up a run that has come to its end, as ``result.json`` holds it.
+
+    ``scores_last_only`` leaves out the scores before the last task, where a method's mean nothing.
+    """
+    size, seconds = len(stream.tasks), sum(progress.seconds)
+    matrices: dict[str, list[list[float | None]]] = {}
+    for setting in ("class_incremental", "task_incremental"):
+        rows = [[*row, *[None] * (size - len(row))] for row in getattr(progress, setting)]
+        if scores_last_only:
+            rows[:-1] = [[None] * size for _ in rows[:-1]]
+        matrices[setting] = rows
+    return {
+        "run": run.as_dict(),
+        "source": stream.source,
+        **{f"accuracy_{setting}": matrix for setting, matrix in matrices.items()},
+        **{setting: dataclasses.asdict(summarise(matrix)) for setting, matrix in matrices.items()},
+        "seconds_per_task": [round(each, 3) for each in progress.seconds],
+        "wall_seconds": round(seconds, 3),
+        "steps": progress.steps,
+        "steps_per_second": round(progress.steps / seconds, 2),
+        "epoch_losses": progress.losses,
+        "peak_memory_mib": round(progress.peak_mib),
+        "resumed": progress.resumed,
+        "begun_with": progress.begun_with,
+    }

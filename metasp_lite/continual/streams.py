@@ -1,0 +1,120 @@
+"""Data sets cut into tasks, one after another: what a continual learner trains on."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from metasp_lite import settings
+from metasp_lite.images import sets
+from metasp_lite.images.augment import Augmentation
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """One task: its classes, and where its examples stand in the stream's images."""
+
+    classes: range  # labels of its classes
+    train: Tensor  # (n,) int64
+    test: Tensor  # (m,) int64
+
+
+@dataclass(frozen=True, eq=False)
+class Stream:
+    """A sequence of tasks over one set of images, all on one device."""
+
+    name: str
+    images: Tensor  # (N, C, H, W) uint8, of all tasks
+    labels: Tensor  # (N,) int64, numbered in the stream's order: task 0 has 0 … c−1
+    test_images: Tensor
+    test_labels: Tensor
+    classes: tuple[str, ...]  # by label
+    tasks: tuple[Task, ...]
+    augmentation: Augmentation
+    source: str
+
+
+def split(
+    train: sets.ImageSet,
+    test: sets.ImageSet,
+    *,
+    classes_per_task: int,
+    per_class: int | None = None,
+    seed: int | None = None,
+    padding: int = 0,
+    flip: bool = False,
+    device: torch.device | None = None,
+) -> Stream:
+    """Cut a data set into tasks of ``classes_per_task`` classes.
+
+    ``per_class`` training images of each class (None: all).  With a ``seed`` the order of the classes and the images of
+    the subset are drawn; without one they are those of the data set.
+
+    Raises:
+        ValueError: when the classes do not divide into tasks, when a class has fewer images, or when train and test
+            have other classes.
+    """
+    count = len(train.classes)
+    if classes_per_task < 1 or count % classes_per_task:
+        divisors = [k for k in range(1, count + 1) if count % k == 0]
+        raise ValueError(f"{count} classes do not divide into tasks of {classes_per_task}; give one of {divisors}")
+    if train.classes != test.classes:
+        raise ValueError(f"{train.name} has other classes in its test split; both splits need the same folders")
+    device = device or settings.device()
+    draw = torch.Generator().manual_seed(seed) if seed is not None else None
+    order = torch.arange(count) if draw is None else torch.randperm(count, generator=draw)
+    if per_class is not None:
+        train = _subset(train, per_class, draw)
+    rank = order.argsort()
+    labels, test_labels = rank[train.labels].to(device), rank[test.labels].to(device)
+    tasks = []
+    for first in range(0, count, classes_per_task):
+        classes = range(first, first + classes_per_task)
+        places = [((y >= first) & (y < classes.stop)).nonzero()[:, 0] for y in (labels, test_labels)]
+        tasks.append(Task(classes, *places))
+    return Stream(
+        name=train.name,
+        images=train.images.to(device),
+        labels=labels,
+        test_images=test.images.to(device),
+        test_labels=test_labels,
+        classes=tuple(train.classes[int(k)] for k in order),
+        tasks=tuple(tasks),
+        augmentation=Augmentation.fitted(train.images, padding=padding, flip=flip),
+        source=train.source,
+    )
+
+
+def _subset(images: sets.ImageSet, per_class: int, draw: torch.Generator | None) -> sets.ImageSet:
+    if draw is not None:
+        images = images.take(torch.randperm(len(images), generator=draw))
+    return sets.first_per_class(images, per_class)
+
+
+@dataclass(frozen=True)
+class StreamSettings:
+    """How a named stream is made; every field can be changed from the command line."""
+
+    data: str  # a data set's name, or a path to a folder of images
+    classes_per_task: int
+    per_class: int | None = None  # training images of each class; None for all
+    size: int | None = None  # pixels; None for what the images have
+    padding: int = 0
+    flip: bool = False
+    class_seed: int | None = None  # draws class order and subset; None for those of the data set
+    source: str | None = None  # where the data set is taken from; None for the first place that has it
+
+
+def make(chosen: StreamSettings, *, device: torch.device | None = None) -> Stream:
+    """Load the data set that ``chosen`` names and cut it into tasks, on ``device`` (None: where everything runs)."""
+    train, test = (sets.load(chosen.data, part, source=chosen.source, size=chosen.size) for part in ("train", "test"))
+    return split(
+        train,
+        test,
+        classes_per_task=chosen.classes_per_task,
+        per_class=chosen.per_class,
+        seed=chosen.class_seed,
+        padding=chosen.padding,
+        flip=chosen.flip,
+        device=device,
+    )

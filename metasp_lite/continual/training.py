@@ -1,0 +1,224 @@
+"""One run: a method on a stream from a seed, to a stored result; stopped anywhere, it goes on as if it had not been."""
+
+import dataclasses
+import json
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ParamSpec, TypeVar
+
+import filelock
+import torch
+from tqdm.auto import tqdm
+
+from metasp_lite import results
+from metasp_lite.continual import checkpoint, methods, streams
+from metasp_lite.continual.learner import Learner
+from metasp_lite.continual.methods.base import Method
+from metasp_lite.continual.run import Progress, Row, Run, finished, summary
+from metasp_lite.continual.streams import Stream
+from metasp_lite.memory import peak_mib
+
+__all__ = ["InUseError", "Progress", "Run", "Watcher", "finished", "score", "train"]
+P = ParamSpec("P")
+T = TypeVar("T")
+Watcher = Callable[[Learner, Method], None]
+
+
+class InUseError(RuntimeError):
+    """Another process trains in the same folder."""
+
+
+@dataclass
+class _State:
+    """A run in memory: what a checkpoint holds."""
+
+    learner: Learner
+    method: Method
+    progress: Progress
+
+    def state_dict(self) -> dict[str, object]:
+        self.progress.peak_mib = max(self.progress.peak_mib, _peak_mib(self.learner.stream.images.device))
+        return {
+            "learner": self.learner.state_dict(),
+            "method": self.method.state_dict(),
+            "progress": dataclasses.asdict(self.progress),
+        }
+
+    def load_state_dict(self, state: dict) -> None:
+        state["learner"]["generator"] = state["learner"]["generator"].cpu()
+        self.learner.load_state_dict(state["learner"])
+        self.method.load_state_dict(state["method"])
+        self.progress = Progress(**state["progress"])
+        self.progress.resumed += 1
+
+
+def train(
+    run: Run,
+    out: Path,
+    *,
+    stream: Stream | None = None,
+    checkpoint_seconds: float = 60.0,
+    watch: Watcher | None = None,
+    progress_bar: bool | None = None,
+    wait: float = 0.0,
+) -> dict[str, object]:
+    """Run to the end, or go on with what lies in ``out``; return what ``out/result.json`` then holds.
+
+    A checkpoint is written at the end of an epoch when ``checkpoint_seconds`` have passed since the last (0: at every
+    epoch), and at the end of each task.  ``watch`` is called after each epoch and may look, not touch.  ``stream``
+    saves loading it again; it must be what ``run.stream`` makes.  ``progress_bar`` None shows one on a terminal.
+
+    Deterministic for a seed, a machine and a number of threads (``torch.set_num_threads``).
+
+    Raises:
+        InUseError: when another process trains in ``out`` and has not stopped after ``wait`` seconds.
+        ValueError: when ``out`` holds another run, or a checkpoint that cannot be read.
+        FloatingPointError: when a loss is not finite; names task, epoch and step, and what to try.
+        OSError: when a checkpoint or the result cannot be written; the last one stays.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    try:
+        with filelock.FileLock(out / "lock", timeout=wait):  # the system lifts it when the process dies, however
+            result = finished(run, out)
+            if result is None:
+                result = _train(run, out, stream or streams.make(run.stream), checkpoint_seconds, watch, progress_bar)
+            (out / "checkpoint.pt").unlink(missing_ok=True)
+            return result
+    except filelock.Timeout as error:
+        raise InUseError(f"another process trains in {out}; wait for it, or give another folder") from error
+
+
+def score(learner: Learner) -> tuple[Row, Row]:
+    """Accuracy on the test examples of every task seen: among all classes seen, and among the task's own.
+
+    Draws nothing and moves nothing; batch-norm takes its running averages.
+    """
+    stream, seen, training = learner.stream, learner.task.classes.stop, learner.model.training
+    learner.model.eval()
+    class_incremental, task_incremental = [], []
+    with torch.no_grad():
+        for task in stream.tasks[: learner.task_number + 1]:
+            right = torch.zeros(2, dtype=torch.int64)
+            for index in task.test.split(500):
+                logits = learner.model(stream.augmentation.normalise(stream.test_images[index]))
+                labels = stream.test_labels[index]
+                own = logits[:, task.classes.start : task.classes.stop].argmax(dim=1) + task.classes.start
+                right[0] += (logits[:, :seen].argmax(dim=1) == labels).sum().cpu()
+                right[1] += (own == labels).sum().cpu()
+            class_incremental.append(int(right[0]) / len(task.test))
+            task_incremental.append(int(right[1]) / len(task.test))
+    learner.model.train(training)
+    return class_incremental, task_incremental
+
+
+def _train(
+    run: Run, out: Path, stream: Stream, checkpoint_seconds: float, watch: Watcher | None, progress_bar: bool | None
+) -> dict[str, object]:
+    """Go through the tasks: train each for its epochs, close it, score all tasks seen."""
+    if stream.images.is_cuda:
+        torch.cuda.reset_peak_memory_stats(stream.images.device)
+    learner = Learner(stream, run.recipe, run.seed)
+    state = _State(learner, methods.METHODS[run.method](learner, run.settings), Progress())
+    path, identity = out / "checkpoint.pt", {**run.as_dict(), "images": _fingerprint(stream)}
+    stored = checkpoint.load(path, identity, stream.images.device)
+    if stored is not None:
+        state.load_state_dict(stored)
+    method, progress = state.method, state.progress
+    saved, epochs = time.monotonic(), run.recipe.epochs
+    with tqdm(
+        total=len(stream.tasks) * epochs,
+        initial=learner.task_number * epochs + learner.epoch,
+        unit="epoch",
+        desc=run.method,
+        disable=None if progress_bar is None else not progress_bar,
+    ) as bar:
+        while learner.task_number < len(stream.tasks):
+            if learner.epoch == 0:
+                progress.seconds.append(0.0)
+                _timed(progress, method.begin_task, learner)
+            while learner.epoch < epochs:
+                loss = _timed(progress, _epoch, learner, method, progress)
+                progress.losses.append(loss)
+                learner.epoch += 1
+                bar.update()
+                bar.set_postfix(_figures(learner, progress))
+                if watch:
+                    watch(learner, method)
+                if learner.epoch < epochs and time.monotonic() - saved >= checkpoint_seconds:
+                    checkpoint.save(path, identity, state.state_dict())
+                    saved = time.monotonic()
+            _timed(progress, method.end_task, learner)
+            _require_finite_weights(learner, method)
+            for rows, row in zip((progress.class_incremental, progress.task_incremental), score(learner), strict=True):
+                rows.append(row)
+            bar.set_postfix(_figures(learner, progress))
+            learner.task_number, learner.epoch = learner.task_number + 1, 0
+            checkpoint.save(path, identity, state.state_dict())
+            saved = time.monotonic()
+    results.write(out / "result.json", summary(run, stream, progress, scores_last_only=method.scores_last_only))
+    return json.loads((out / "result.json").read_text())
+
+
+def _timed(progress: Progress, function: Callable[P, T], *arguments: P.args, **named: P.kwargs) -> T:
+    """Call a part of the training and add its seconds to those of the task."""
+    began = time.perf_counter()
+    result = function(*arguments, **named)
+    progress.seconds[-1] += time.perf_counter() - began
+    return result
+
+
+def _epoch(learner: Learner, method: Method, progress: Progress) -> float:
+    """Train one epoch and return its mean loss (0 where the method has nothing to train on)."""
+    total, count = 0.0, 0
+    for index in learner.batches(method.examples(learner)):
+        count += 1
+        try:
+            loss = float(method.step(learner, learner.batch(index)))
+        except FloatingPointError as error:
+            raise _diverged(str(error).partition(";")[0], learner, method, f", step {count}") from error
+        if not math.isfinite(loss):
+            raise _diverged(f"the loss is {loss}", learner, method, f", step {count}")
+        total += loss
+    _require_finite_weights(learner, method)
+    progress.steps += count
+    return total / max(count, 1)
+
+
+def _require_finite_weights(learner: Learner, method: Method) -> None:
+    """Stop before a network that the last step has ruined is scored or kept."""
+    if not all(bool(value.isfinite().all()) for value in learner.model.state_dict().values()):
+        raise _diverged("the weights are no longer finite", learner, method, "")
+
+
+def _diverged(what: str, learner: Learner, method: Method, step: str) -> FloatingPointError:
+    recipe = learner.recipe
+    where = f"task {learner.task_number + 1}, epoch {min(learner.epoch + 1, recipe.epochs)}{step}"
+    ways = [f"a lower lr than {recipe.lr:g} (--set lr={recipe.lr / 10:g})"]
+    ways += [f"weight_decay={recipe.weight_decay:g}"] if recipe.weight_decay else []
+    ways += [f"momentum={recipe.momentum:g}"] if recipe.momentum else []
+    others = "".join(f", or {way}" for way in method.remedies())
+    return FloatingPointError(f"{what} in {where}; in another folder, try {', lower '.join(ways)}{others}")
+
+
+def _figures(learner: Learner, progress: Progress) -> dict[str, object]:
+    """What the progress bar shows beside itself; the accuracy is that after the last task that has ended."""
+    figures = {"task": learner.task_number + 1, "epoch": learner.epoch, "loss": f"{progress.losses[-1]:.3f}"}
+    if progress.class_incremental:
+        row = progress.class_incremental[-1]
+        figures["accuracy"] = f"{sum(row) / len(row):.3f}"
+    return figures
+
+
+def _fingerprint(stream: Stream) -> dict[str, object]:
+    """Tell a stream whose images have changed under the same settings: where they come from, how many, their sum."""
+    parts = {"train": stream.images, "test": stream.test_images}
+    shapes = {f"{name} shape": list(images.shape) for name, images in parts.items()}
+    return {"source": stream.source, **shapes, "sum": [int(x.sum(dtype=torch.int64)) for x in parts.values()]}
+
+
+def _peak_mib(device: torch.device) -> float:
+    """Return the peak of the device's memory: torch's own count on CUDA, else the largest size of this process."""
+    return torch.cuda.max_memory_allocated(device) / 2**20 if device.type == "cuda" else peak_mib()

@@ -1,0 +1,43 @@
+"""Curves that grow while a network trains."""
+
+from collections.abc import Callable
+
+import matplotlib.pyplot as plt
+from IPython.display import DisplayHandle, display
+
+from metasp_lite.continual.learner import Learner
+from metasp_lite.continual.methods import Method
+from metasp_lite.continual.training import score
+from metasp_lite.course import training_plots
+
+
+class LiveCurves:
+    """Hand one to ``train(..., watch=)``: it scores the network after every ``every`` epochs and redraws both settings.
+
+    ``history`` holds (epoch, accuracies by task class-incremental, task-incremental).  Scoring changes nothing in the
+    training.
+    """
+
+    def __init__(self, *, every: int = 1, show: Callable[..., DisplayHandle | None] = display) -> None:
+        """Begin without a picture."""
+        self.every, self._show, self._handle = every, show, None
+        self.history: list[tuple[float, list[float], list[float]]] = []
+
+    def __call__(self, learner: Learner, method: Method) -> None:
+        """Score and redraw."""
+        if learner.epoch % self.every:
+            return
+        epochs = learner.recipe.epochs
+        self.history.append((learner.task_number * epochs + learner.epoch, *score(learner)))
+        figure = self.draw(epochs)
+        if self._handle is None:
+            self._handle = self._show(figure, display_id=True)
+        else:
+            self._handle.update(figure)
+        plt.close(figure)
+
+    def draw(self, epochs: int) -> plt.Figure:
+        """Return the picture of the history so far; ``epochs`` a task."""
+        figure, axes = plt.subplots(1, 2, figsize=(11, 3.8), sharey=True)
+        training_plots.curves(axes, self.history, epochs)
+        return figure

@@ -1,0 +1,228 @@
+"""Figures of the course: arrays in, axes out; nothing here trains.
+
+Colours are seaborn's colour-blind palette and every series has a marker or line style of its own, so that no figure
+needs colour to be read.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter
+from torch import Tensor
+
+from metasp_lite.influence.agreement import pearson, sign_confusion
+
+BLUE, ORANGE, GREEN, _, PURPLE, BROWN = sns.color_palette("colorblind").as_hex()[:6]
+
+
+def use_style() -> None:
+    """Set the look of all figures: seaborn's white grid, the colour-blind palette, one resolution everywhere."""
+    sns.set_theme(style="whitegrid", palette="colorblind", font_scale=0.9)
+    plt.rcParams.update({"figure.dpi": 100, "savefig.dpi": 100, "figure.constrained_layout.use": True})
+
+
+def image_grid(images: Tensor, titles: Sequence[str], *, columns: int = 8, heading: str = "") -> Figure:
+    """Show uint8 images (N, C, H, W), C of 1 or 3, in rows of ``columns``, each with its title.
+
+    Raises:
+        ValueError: when there are no images or the number of titles differs.
+    """
+    if len(images) == 0 or len(images) != len(titles):
+        raise ValueError(
+            f"{len(images)} images and {len(titles)} titles; give one title for each of at least one image"
+        )
+    rows = -(-len(images) // columns)
+    figure, axes = plt.subplots(
+        rows, columns, figsize=(1.15 * columns, 1.45 * rows + 0.3 * bool(heading)), squeeze=False
+    )
+    for ax in axes.flat:
+        ax.axis("off")
+    for ax, image, title in zip(axes.flat, images, titles, strict=False):
+        ax.imshow(image.permute(1, 2, 0).cpu().numpy().squeeze(), cmap="gray_r", vmin=0, vmax=255)
+        ax.set_title(title, fontsize=8)
+    if heading:
+        figure.suptitle(heading, fontsize=10)
+    return figure
+
+
+def two_classes(
+    ax: Axes, inputs: Tensor, labels: Tensor, classes: Sequence[str], theta: Tensor, *, ringed: int
+) -> None:
+    """Scatter inputs (n, 2) by label, ring one, and draw the line θᵀx = 0 on which both classes are equally likely."""
+    x, y, (first, second) = inputs.cpu().numpy(), labels.cpu().numpy(), theta.tolist()
+    for label, (name, colour, marker) in enumerate(zip(classes, (BLUE, ORANGE), "o^", strict=True)):
+        ax.scatter(*x[y == label].T, c=colour, marker=marker, s=28, label=name, edgecolor="white", linewidth=0.5)
+    ax.scatter(*x[ringed], s=140, facecolor="none", edgecolor="black", linewidth=1.2, label=f"example {ringed}")
+    reach = np.abs(x).max() * 1.1
+    across = np.array([-1, 1]) * 2 * reach / np.hypot(first, second)
+    ax.plot(-second * across, first * across, color="black", linewidth=1.5, label="$θ^⊤x = 0$")
+    ax.set(xlim=(-reach, reach), ylim=(-reach, reach), xlabel="first component", ylabel="second component")
+    ax.legend(loc="best", fontsize=8)
+
+
+@dataclass(frozen=True)
+class OptimumTravel:
+    """What happens to the optimum while the weight of one example moves by ε: all arrays along the ε axis (S,)."""
+
+    epsilon: np.ndarray  # (S,)
+    optimum: np.ndarray  # (S, 2), retrained
+    optimum_first_order: np.ndarray  # (S, 2), θ̂ + ε dθ̂/dε
+    validation: np.ndarray  # (S,), at the retrained optimum, nats
+    validation_first_order: np.ndarray  # (S,)
+
+
+def optimum_travel(travel: OptimumTravel, surface: tuple[np.ndarray, np.ndarray, np.ndarray], at: int) -> Figure:
+    """Left: the optimum moving over the contours of J_ε for the ε at place ``at``; right: the validation loss along ε.
+
+    ``surface`` is two grids of parameters and J_ε over them, as for ``Axes.contour``.
+    """
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4))
+    height = surface[2]  # levels that crowd towards the bottom show where the minimum is
+    levels = height.min() + np.ptp(height) * np.linspace(0.03, 0.9, 12) ** 2
+    left.contour(*surface, levels=levels, colors="0.75", linewidths=0.8)
+    left.set(xlim=(surface[0][0], surface[0][-1]), ylim=(surface[1][0], surface[1][-1]))
+    left.plot(*travel.optimum.T, color=BLUE, marker=".", label="retrained optimum")
+    left.plot(*travel.optimum_first_order.T, color=ORANGE, linestyle="--", label="first-order prediction")
+    zero = int(np.abs(travel.epsilon).argmin())
+    left.plot(*travel.optimum[zero], "x", color="black", markersize=9, markeredgewidth=2, zorder=4, label="ε = 0")
+    left.plot(*travel.optimum[at], "o", color=BLUE, markersize=9)
+    left.plot(*travel.optimum_first_order[at], "s", color=ORANGE, markersize=7)
+    left.set(xlabel="$θ_1$", ylabel="$θ_2$", title=f"contours of $J_ε$ at ε = {travel.epsilon[at]:+.3f}")
+    left.legend(fontsize=8)
+    right.plot(travel.epsilon, travel.validation, color=BLUE, marker=".", label="retrained")
+    right.plot(travel.epsilon, travel.validation_first_order, color=ORANGE, linestyle="--", label="slope = influence")
+    right.plot(0, travel.validation[zero], "x", color="black", markersize=9, markeredgewidth=2, zorder=4, label="ε = 0")
+    right.plot(travel.epsilon[at], travel.validation[at], "o", color=BLUE, markersize=9)
+    right.plot(travel.epsilon[at], travel.validation_first_order[at], "s", color=ORANGE, markersize=7)
+    right.set(xlabel="ε, extra weight of the example", ylabel="validation loss (nats)")
+    right.legend(fontsize=8)
+    return figure
+
+
+def tangents(
+    ax: Axes, x: Tensor, values: Tensor, slopes: Mapping[str, Tensor], *, mark: tuple[float, str] | None = None
+) -> None:
+    """Draw ``values (n,)`` of a function at ``x (n,)``, around 0, and lines with the ``slopes`` through its value at 0.
+
+    ``mark`` is a place on the x-axis and what it is.
+    """
+    x, values = x.cpu().numpy(), values.cpu().numpy()
+    start = np.interp(0, x, values)
+    ax.plot(x, values, color="0.5", linewidth=5, alpha=0.6, label="exact")
+    for (name, slope), colour, style in zip(slopes.items(), (BLUE, ORANGE), ("-", "--"), strict=True):
+        ax.plot(x, start + float(slope) * x, color=colour, linestyle=style, label=name)
+    if mark:
+        ax.axvline(mark[0], color="black", linestyle=":", label=mark[1])
+    ax.plot(0, start, "o", color="black", markersize=5)
+    ax.legend(fontsize=8)
+
+
+def correlations(ax: Axes, table: pd.DataFrame, *, title: str = "") -> None:
+    """Draw the correlations in ``table``, −1 to 1, as bars: a group for each row, a colour for each column."""
+    table.iloc[::-1, ::-1].plot.barh(ax=ax, color=[ORANGE, BLUE], width=0.75, legend=False)
+    for bars in ax.containers[:1]:  # the second colour hatched, to be told apart in grey
+        for bar in bars:
+            bar.set_hatch("//")
+    ax.axvline(0, color="black", linewidth=1)
+    ax.set(xlim=(min(-0.15, table.to_numpy().min() - 0.05), 1), xlabel="Pearson's r", ylabel="", title=title)
+
+
+def predicted_against_true(
+    ax: Axes,
+    predicted: Tensor,
+    true: Tensor,
+    *,
+    title: str = "",
+    truth: str = "retrained",
+    loss: str = "the validation loss",
+) -> None:
+    """Scatter predicted against true changes (n,) of a ``loss``, with the diagonal of perfect predictions.
+
+    ``truth`` says where the true ones come from.
+    """
+    x, y = predicted.cpu().numpy(), true.cpu().numpy()
+    low, high = min(x.min(), y.min()), max(x.max(), y.max())
+    margin = 0.05 * (high - low)
+    ax.plot([low - margin, high + margin], [low - margin, high + margin], color="black", linewidth=1, label="equal")
+    ax.scatter(x, y, s=22, color=BLUE, edgecolor="white", linewidth=0.5, zorder=3)
+    # one unit for both axes, a power of a thousandth, so that they read alike
+    power = max(0, int(np.ceil(-np.log10(max(abs(low), abs(high))) / 3)))
+    unit = {0: "nats", 1: "milli-nats", 2: "micro-nats"}.get(power, f"1e-{3 * power} nats")
+    ticks = FuncFormatter(lambda value, _: f"{value * 1000**power:g}")
+    for axis in (ax.xaxis, ax.yaxis):
+        axis.set_major_formatter(ticks)
+    ax.set(xlabel=f"predicted change of {loss} ({unit})", ylabel=f"true change, {truth} ({unit})")
+    ax.set_title(title)
+    ax.set_aspect("equal", adjustable="datalim")
+    ax.legend(fontsize=8)
+
+
+def approximate_against_exact(ax: Axes, exact: Tensor, approximate: Tensor) -> None:
+    """Scatter approximate against exact influences (n,); the two shaded quarters hold the wrong signs."""
+    x, y = exact.cpu().numpy(), approximate.cpu().numpy()
+    wrong = (x > 0) != (y > 0)
+    reach = [1.1 * np.abs(v).max() for v in (x, y)]
+    for corner in ((0, -reach[1]), (-reach[0], 0)):
+        ax.add_patch(plt.Rectangle(corner, reach[0], reach[1], color="0.92", zorder=0))
+    for mask, colour, marker, name in ((~wrong, BLUE, "o", "sign right"), (wrong, ORANGE, "x", "sign wrong")):
+        ax.scatter(x[mask], y[mask], s=14, color=colour, marker=marker, linewidth=0.8, label=f"{name}: {mask.sum()}")
+    ax.set(xlim=(-reach[0], reach[0]), ylim=(-reach[1], reach[1]))
+    ax.set(xlabel="exact influence", ylabel="approximate influence")
+    ax.legend(fontsize=8, loc="upper left")
+
+
+def damping_curves(
+    ax: Axes, dampings: Tensor, damped: Tensor, undamped: Tensor, true: Tensor, eigenvalues: Tensor
+) -> None:
+    """Draw, over dampings δ (S,), size and correlation with the true change of damped influences (S, n)."""
+    size = (damped.norm(dim=1) / undamped.norm()).cpu()
+    correlation = [pearson(-row, true) for row in damped]
+    ax.plot(dampings.cpu(), size, color=BLUE, marker="o", markersize=4, label="size, relative to undamped")
+    ax.plot(dampings.cpu(), correlation, color=ORANGE, marker="^", markersize=4, label="Pearson r with the truth")
+    for e in eigenvalues.tolist():
+        ax.axvline(e, color="0.5", linestyle=":")
+    ax.set(xscale="log", ylim=(0, 1.05), ylabel="ratio, correlation")
+    ax.set_xlabel("damping δ (dotted: the eigenvalues of H)")
+    ax.legend(fontsize=8, loc="lower left")
+
+
+def accuracy_against_cost(
+    exact: Tensor,
+    lines: Mapping[str, Mapping[float, Tensor]],
+    points: Mapping[str, Mapping[float, Tensor]],
+    levels: Mapping[str, Tensor],
+) -> Figure:
+    """Draw sign agreement, balanced accuracy and Pearson r with ``exact (n,)`` over the number of products (log scale).
+
+    ``lines`` and ``points`` map a method to its influences ``(n,)`` at each cost; ``levels`` maps a method without
+    products to its influences.  The best constant guess is drawn as a level too; it has no correlation.
+    """
+    measures: dict[str, Callable[[Tensor, Tensor], float]] = {
+        f"agreement, of {len(exact)}": lambda true, values: sign_confusion(true, values).agreement,
+        "balanced accuracy": lambda true, values: sign_confusion(true, values).balanced_accuracy,
+        "Pearson r": pearson,
+    }
+    constant = dict(zip(measures, (sign_confusion(exact, exact).baseline, 0.5), strict=False))
+    figure, axes = plt.subplots(1, 3, figsize=(13, 4.6), sharex=True)
+    for ax, (label, measure) in zip(axes, measures.items(), strict=True):
+        heights = {name: measure(exact, values) for name, values in levels.items()}
+        if label in constant:
+            heights["constant guess"] = constant[label]
+        for (name, height), dashes in zip(heights.items(), ((5, 4), (1, 3), (1, 1)), strict=False):
+            ax.axhline(height, color="0.4", linewidth=1.1, dashes=dashes, label=name)
+        for (name, path), colour, style in zip(
+            lines.items(), (GREEN, PURPLE, BLUE, BROWN), ("-", "-.", "--", ":"), strict=False
+        ):
+            ax.plot(list(path), [measure(exact, v) for v in path.values()], color=colour, linestyle=style, label=name)
+        for (name, path), marker in zip(points.items(), "os^", strict=False):
+            heights_of_points = [measure(exact, v) for v in path.values()]
+            ax.plot(list(path), heights_of_points, marker, color=ORANGE, markersize=8, label=name)
+        ax.set(xscale="log", xlabel="Hessian-vector products", ylabel=label)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=9)
+    return figure

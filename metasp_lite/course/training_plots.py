@@ -1,0 +1,86 @@
+"""Figures of continual learning: arrays and results in, axes out; nothing here trains."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from metasp_lite.continual.accuracy import Matrix
+from metasp_lite.continual.streams import Stream
+from metasp_lite.course import plots
+
+SETTINGS = {"class_incremental": "class-incremental", "task_incremental": "task-incremental"}
+STYLES = [
+    (plots.BLUE, "o", "-"),
+    (plots.ORANGE, "^", "--"),
+    (plots.GREEN, "s", "-."),
+    (plots.PURPLE, "D", ":"),
+    (plots.BROWN, "v", "-"),
+    ("0.3", "x", "--"),
+]
+
+
+def tasks_of(stream: Stream, *, per_class: int = 4) -> Figure:
+    """Show the first ``per_class`` training images of every class, one row of pictures a task."""
+    picked, titles = [], []
+    for number, task in enumerate(stream.tasks):
+        for label in task.classes:
+            members = task.train[stream.labels[task.train] == label][:per_class]
+            picked += members.tolist()
+            titles += [f"task {number + 1}: {stream.classes[label]}"] + [""] * (len(members) - 1)
+    return plots.image_grid(stream.images[picked], titles, columns=per_class * len(stream.tasks[0].classes))
+
+
+def matrix_heatmap(ax: Axes, matrix: Matrix, *, title: str = "") -> None:
+    """Draw an accuracy matrix [t][k], in percent, with tasks from 1."""
+    values = np.array([[np.nan if a is None else 100 * a for a in row] for row in matrix])
+    names = [str(k + 1) for k in range(len(matrix))]
+    sns.heatmap(
+        values, ax=ax, annot=True, fmt=".0f", vmin=0, vmax=100, cmap="viridis", cbar=False, square=True,
+        xticklabels=names, yticklabels=names, mask=np.isnan(values),
+    )  # fmt: skip
+    ax.grid(visible=False)
+    ax.set(xlabel="accuracy (%) on task", ylabel="after task", title=title)
+
+
+def accuracy_after_each_task(axes: Sequence[Axes], results: Mapping[str, Mapping]) -> None:
+    """Draw, for both settings, each run's mean accuracy on the tasks seen, after each task."""
+    for ax, (setting, name) in zip(axes, SETTINGS.items(), strict=True):
+        for (label, result), (colour, marker, style) in zip(results.items(), STYLES, strict=False):
+            matrix = result[f"accuracy_{setting}"]
+            known = [t for t, row in enumerate(matrix) if row[0] is not None]
+            means = [100 * np.mean(matrix[t][: t + 1]) for t in known]
+            ax.plot([t + 1 for t in known], means, color=colour, marker=marker, linestyle=style, label=label)
+        ax.set(xlabel="tasks learnt", ylim=(0, 102), title=name)
+        ax.set_xticks(range(1, len(matrix) + 1))
+    axes[0].set_ylabel("mean accuracy on them (%)")
+    axes[0].legend(fontsize=8, loc="lower left")
+
+
+def curves(axes: Sequence[Axes], history: Sequence[tuple[float, list[float], list[float]]], epochs: int) -> None:
+    """Draw, for both settings, the accuracy on each task along the epochs: ``history`` of (epoch, row, row)."""
+    for ax, which, name in zip(axes, (1, 2), SETTINGS.values(), strict=True):
+        count = len(history[-1][which])
+        for k, (colour, _marker, style) in zip(range(count), STYLES, strict=False):
+            points = [(entry[0], 100 * entry[which][k]) for entry in history if len(entry[which]) > k]
+            ax.plot(*zip(*points, strict=True), color=colour, linestyle=style, label=f"task {k + 1}")
+        ax.grid(visible=False, axis="x")
+        for boundary in range(epochs, int(history[-1][0]), epochs):
+            ax.axvline(boundary, color="0.3", linewidth=0.8, dashes=(4, 3))
+        ax.set(xlabel="epoch (dashed: a new task begins)", ylim=(-2, 102), title=name)
+    axes[0].set_ylabel("accuracy (%)")
+    axes[0].legend(fontsize=8, loc="lower left")
+
+
+def influence_of_stream(ax: Axes, mean_influence: Mapping[str, Tensor]) -> None:
+    """Draw the distribution of mean I* of scored examples, one line for each group."""
+    everything = np.concatenate([values.cpu().numpy() for values in mean_influence.values()])
+    bins = np.linspace(*np.quantile(everything, [0.005, 0.995]), 41)
+    for (name, values), (colour, _, style) in zip(mean_influence.items(), STYLES, strict=False):
+        ax.hist(values.cpu().numpy(), bins, histtype="step", color=colour, linestyle=style, linewidth=1.6, label=name)
+    ax.axvline(0, color="0.4", linewidth=0.8)
+    ax.set(xlabel="mean I* of an example (negative helps)", ylabel="examples", yscale="log")
+    ax.legend(fontsize=8)

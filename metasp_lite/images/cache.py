@@ -1,0 +1,139 @@
+"""Images kept as a tree of class folders, or beside csv lists: list, decode, and keep the pixels in a cache."""
+
+import contextlib
+import hashlib
+import os
+import re
+import time
+import uuid
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from metasp_lite import settings
+from metasp_lite.images.folder import _MODE_OF_CHANNELS, Decoding, Listing, decode
+
+_CHUNK_BYTES = 32 * 2**20
+_FILES_PER_JOB = 64
+_ABANDONED_AFTER = 3600  # seconds without a write after which a temporary file belongs to no living process
+
+
+def cache_dir() -> Path:
+    """Return the folder of the caches: the project's own, so that ``METASP_DATA`` may be read-only. Safe to delete."""
+    return settings.PROJECT_DATA_DIR / "cache"
+
+
+def read(root: Path, listing: Listing, decoding: Decoding) -> np.ndarray:
+    """Return the images of ``listing``, (N, C, H, W) uint8, memory-mapped from the cache; writing to them is private.
+
+    The first call decodes all files and writes the cache; a change of any file's name, size or time builds it anew.
+
+    Raises:
+        ValueError: as ``decode``.
+        OSError: when the cache cannot be written, with the space it needs.
+    """
+    kind = _cache_kind(root, listing, decoding)
+    path = cache_dir() / f"{kind}-{_fingerprint(listing)}.npy"
+    if (images := _open_cache(path, listing, decoding)) is not None:
+        return images
+    _build_cache(path, listing, decoding)
+    _remove_stale(kind, keep=path)
+    if (images := _open_cache(path, listing, decoding)) is None:
+        raise OSError(f"the cache {path} was changed by another process while it was being built; load again")
+    return images
+
+
+def _cache_kind(root: Path, listing: Listing, decoding: Decoding) -> str:
+    key = hashlib.sha256(os.fsencode(root.resolve()) + repr(decoding).encode()).hexdigest()[:12]
+    name = re.sub(r"[^A-Za-z0-9.]", "_", root.resolve().name)[:40]
+    return f"{name}-{listing.split}-{decoding.size or 'native'}-{key}"
+
+
+def _fingerprint(listing: Listing) -> str:
+    digest = hashlib.sha256()
+    for file in listing.files:
+        status = os.stat(f"{listing.folder}/{file}")
+        digest.update(os.fsencode(file) + f"\0{status.st_size}\0{status.st_mtime_ns}\0".encode())
+    return digest.hexdigest()[:16]
+
+
+def _open_cache(path: Path, listing: Listing, decoding: Decoding) -> np.ndarray | None:
+    """Return the memory-mapped cache, or None where there is none or it is damaged in whatever way."""
+    try:
+        images = np.lib.format.open_memmap(path, mode="c")  # .npy only: no zip, no pickle
+        complete = path.stat().st_size == images.offset + images.nbytes
+    except Exception:
+        return None
+    if not complete or images.dtype != np.uint8 or images.ndim != 4 or len(images) != len(listing.files):
+        return None
+    expected = (decoding.shape[0], decoding.size, decoding.size) if decoding.size else decoding.shape
+    fits = all(want in (None, have) for want, have in zip(expected, images.shape[1:], strict=True))
+    return images if fits and images.shape[1] in _MODE_OF_CHANNELS and images.flags.c_contiguous else None
+
+
+def _build_cache(path: Path, listing: Listing, decoding: Decoding) -> None:
+    """Write the cache under a temporary name of its own, then rename it: no reader ever meets half a file."""
+    decoding, first = _settled_by_first(listing, decoding)
+    height_width = (decoding.size, decoding.size) if decoding.size else first.shape[1:]
+    shape = (len(listing.files), len(first), *height_width)
+    temporary = path.with_name(f"{path.stem}.{uuid.uuid4().hex}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, "xb") as file:
+            np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
+            for images in _decoded(listing, decoding, first):
+                file.write(images)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        need = f"{np.prod(shape) / 2**20:,.0f} MiB"
+        reason = error.strerror or error
+        raise OSError(f"cannot write the cache {path} ({reason}); it needs {need}: free space or permit it") from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def _settled_by_first(listing: Listing, decoding: Decoding) -> tuple[Decoding, np.ndarray]:
+    """Return the decoding with the first file's shape in place of what it left open, and that file's pixels."""
+    path = listing.folder / listing.files[0]
+    native = decode(path, Decoding(decoding.shape, to_rgb=decoding.to_rgb))
+    shape = native.shape if decoding.size is None else (native.shape[0], *decoding.shape[1:])
+    return Decoding(shape, decoding.size, decoding.to_rgb), native
+
+
+def _decoded(listing: Listing, decoding: Decoding, first: np.ndarray) -> Iterator[np.ndarray]:
+    """Yield the images in order, stacked, a bounded number at a time so that memory stays flat."""
+
+    def job(files: tuple[str, ...]) -> np.ndarray:
+        return np.stack([decode(listing.folder / file, decoding) for file in files])
+
+    # Decoding a small image is mostly Python, one thread at a time: two overlap it with the disk, more only get slower
+    workers = min(2 if first.nbytes < 2**15 else 8, _usable_cpus())
+    per_job = max(1, min(_FILES_PER_JOB, _CHUNK_BYTES // (first.nbytes * workers)))
+    jobs = [listing.files[i : i + per_job] for i in range(0, len(listing.files), per_job)]
+    with (
+        ThreadPoolExecutor(workers) as pool,
+        tqdm(total=len(listing.files), desc=f"decoding {listing.split}", disable=None, leave=False) as bar,
+    ):
+        for i in range(0, len(jobs), workers):
+            for images in pool.map(job, jobs[i : i + workers]):
+                yield images
+                bar.update(len(images))
+
+
+def _usable_cpus() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _remove_stale(kind: str, *, keep: Path) -> None:
+    """Remove the caches of earlier states of the same split, and temporary files that no process writes any more."""
+    for path in keep.parent.iterdir():
+        with contextlib.suppress(OSError):  # another process may have removed it
+            abandoned = path.suffix == ".tmp" and time.time() - path.stat().st_mtime > _ABANDONED_AFTER
+            if path.name.startswith(f"{kind}-") and path != keep and (path.suffix == ".npy" or abandoned):
+                path.unlink()

@@ -1,0 +1,26 @@
+"""Influence of training examples on a validation loss (MetaSP, appendix B), and the truth it predicts.
+
+Sign everywhere: influence is d(validation loss)/d(example weight).  **Negative helps**: training more on the example
+lowers the validation loss.  (The MetaSP paper's prose calls such an example "positive".)
+"""
+
+from collections.abc import Callable
+
+from torch import Tensor
+
+from metasp_lite.calculus.curvature import Curvature
+from metasp_lite.calculus.losses import check_finite, gradient, loss_directional_derivatives
+from metasp_lite.calculus.solvers import Solver
+
+ScalarLoss = Callable[[Tensor], Tensor]  # θ (P,) -> ()
+
+
+def influence(losses: Callable[..., Tensor], validation: ScalarLoss, curvature: Curvature, solver: Solver) -> Tensor:
+    """Influence of each example on the validation loss, I(V, B) = −∇L H⁻¹ ∇ℓ(V); returns (B,).
+
+    ``losses`` are those of the examples to score (the training examples, or a batch of them), ``curvature`` is taken
+    at the optimum of the training objective.  One solve for all examples, then one forward-mode pass.
+    Leaving example i out of the n that were trained on changes the validation loss by −I_i/n, to first order.
+    """
+    solution = solver(curvature, gradient(validation, curvature.theta))
+    return -check_finite(loss_directional_derivatives(losses, curvature.theta, solution), "an influence")

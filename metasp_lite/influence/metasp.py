@@ -1,0 +1,189 @@
+"""The MetaSP step: a batch's influence on stability and plasticity, fused into the weights of one real step.
+
+Source: MetaSP, sections 4.2 and 4.3 and algorithm 1.  Negative influence helps: more weight on the example lowers the
+validation loss.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from metasp_lite.calculus.losses import LossFunction, check_finite, cross_entropy, refuse_shared_layers
+from metasp_lite.calculus.min_norm import min_norm_pair
+from metasp_lite.influence.pseudo_update import Parameters, PseudoUpdate, SGDRule, mean_and_gradient
+
+Examples = tuple[Tensor, Tensor]  # inputs (n, …) and labels (n,)
+
+
+class Fusion(NamedTuple):
+    """Two influence vectors made into the weights of the real step's loss Σ w_i ℓ(x_i, θ)."""
+
+    gamma: Tensor  # (), the share of stability
+    influence: Tensor  # (n,), I* = γ I_S + (1−γ) I_P, of the influences as the variant scales them
+    weights: Tensor  # (n,), w; the plain mean loss has 1/n; may be negative
+
+
+Variant = Callable[[Tensor, Tensor, Tensor, Tensor], Fusion]
+
+
+def paper(stability: Tensor, plasticity: Tensor, stability_loss: Tensor, plasticity_loss: Tensor) -> Fusion:
+    """Minimise ℓ(B) − I*ᵀL(B) as the paper prints it (eq. 12): w = 1/n − I*, with the closed-form γ* (eq. 11).
+
+    Takes I_S and I_P ``(n,)`` and the two validation losses after the pseudo-update, which it has no use for.
+    """
+    gamma, fused = min_norm_pair(stability, plasticity)
+    return Fusion(gamma, fused, 1 / len(fused) - fused)
+
+
+def official(stability: Tensor, plasticity: Tensor, stability_loss: Tensor, plasticity_loss: Tensor) -> Fusion:
+    """Weigh as the authors' code does: each influence is first rescaled to the norm ℓ(V, θ').
+
+    γ* is then clipped to [0.001, 0.999], and w = (1 − I*) / Σ(1 − I*).  Takes I_S and I_P ``(n,)`` and the two
+    validation losses ``()`` after the pseudo-update.  An influence that is zero everywhere stays zero.  With both
+    losses at most ℓ < √n, no |w_i| is above (1 + ℓ) / (n − √n ℓ), since ‖I*‖ ≤ ℓ; beyond √n there is no bound.
+
+    Raises:
+        ValueError: when a validation loss is negative: rescaling by it would turn every influence round.
+        FloatingPointError: when Σ(1 − I*) is not positive, so that no such weights exist.
+    """
+    for name, size in {"old": stability_loss, "new": plasticity_loss}.items():
+        if size < 0:
+            raise ValueError(
+                f"the mean loss of {name} is {size.item():.3g} after the pseudo-update, and the variant 'official' "
+                "rescales influences by it; add a constant to the loss, or use the variant 'paper'"
+            )
+    stability, plasticity = _rescaled(stability, stability_loss), _rescaled(plasticity, plasticity_loss)
+    gamma = min_norm_pair(stability, plasticity).gamma.clamp(0.001, 0.999)
+    fused = gamma * stability + (1 - gamma) * plasticity
+    total = (1 - fused).sum()
+    if not total > 0:
+        raise FloatingPointError(
+            f"the weights sum to {total.item():.3g} before normalisation: the validation losses "
+            f"{stability_loss.item():.3g} and {plasticity_loss.item():.3g} are too large for a batch of {len(fused)}; "
+            "lower the learning rate, enlarge the batch or use the variant 'paper'"
+        )
+    return Fusion(gamma, fused, (1 - fused) / total)
+
+
+def _rescaled(influence: Tensor, norm: Tensor) -> Tensor:
+    largest = influence.abs().max()  # divided out first: the square of a small influence would vanish
+    unit = influence / torch.where(largest > 0, largest, 1.0)
+    length = torch.linalg.vector_norm(unit)
+    return unit * (norm / torch.where(length > 0, length, 1.0))
+
+
+@dataclass(frozen=True)
+class MetaSPStep:
+    """One step, computed but not taken."""
+
+    losses: Tensor  # (n,), L(θ) of the batch
+    stability: Tensor  # (n,), I_S = ∂ℓ(V_old, θ_K)/∂E
+    plasticity: Tensor  # (n,), I_P = ∂ℓ(V_new, θ_K)/∂E
+    fusion: Fusion
+    gradient: dict[str, Tensor]  # ∇_θ Σ w_i ℓ(x_i, θ), by parameter name
+    buffers: dict[str, Tensor]  # the model's buffers after the step: running averages of batch-norm
+
+
+def metasp_gradient(
+    model: nn.Module,
+    optimizer: torch.optim.SGD,
+    batch: Examples,
+    old: Examples,
+    new: Examples,
+    *,
+    variant: Variant = official,
+    pseudo_steps: int = 1,
+    loss: LossFunction = cross_entropy,
+) -> MetaSPStep:
+    """Compute the MetaSP step on ``batch`` without taking it; ``model`` and ``optimizer`` stay as they are.
+
+    ``old`` and ``new`` are the validation sets V_old (from the memory) and V_new (from the new task).  ``variant``
+    turns influences into weights; those of ``paper`` have no bound, and training with them may run away.  The
+    pseudo-update follows the optimiser's own rule, with its momentum.  Batch-norm in training mode takes batch
+    statistics in every pass, and each validation set is a batch of its own.  Parameters that require no gradient stay
+    where they are.  Cost for K = 1, in forward passes of an example: 9 for each of the batch and 3 for each of the
+    validation sets.
+
+    Raises:
+        ValueError: when a set is empty or its labels differ in number, when the optimiser is not SGD, lacks a
+            parameter of the model or holds a foreign one, when the model draws random numbers (dropout in training
+            mode), leaves a trained parameter out of the losses or has one layer under two names, or when
+            ``pseudo_steps`` is below 1.
+        FloatingPointError: when a loss, a parameter, an influence or the gradient is NaN or infinite.
+    """
+    for name, (inputs, labels) in {"batch": batch, "old": old, "new": new}.items():
+        if len(inputs) != len(labels) or len(inputs) == 0:
+            raise ValueError(f"{name} has {len(inputs)} inputs and {len(labels)} labels; give as many, at least one")
+    refuse_shared_layers(model)
+    trained = trained_parameters(model, optimizer)
+    buffers: dict[str, Tensor] = {}
+
+    def losses(parameters: Parameters, examples: Examples = batch) -> Tensor:
+        scratch = {name: buffer.clone() for name, buffer in model.named_buffers()}
+        if not buffers:  # the first pass is the real step's too, and the one that moves the running averages
+            buffers.update(scratch)
+        state = dict(zip(trained, parameters, strict=True)) | scratch
+        return loss(functional_call(model, state, (examples[0],)), examples[1])
+
+    momenta = [optimizer.state.get(p, {}).get("momentum_buffer") for p, _ in trained.values()]
+    pseudo = PseudoUpdate(losses, *zip(*trained.values(), strict=True), momenta, steps=pseudo_steps)
+    (old_loss, old_gradient), (new_loss, new_gradient) = (
+        mean_and_gradient(partial(losses, examples=examples), pseudo.parameters) for examples in (old, new)
+    )
+    check_finite(old_loss, "the mean loss of old after the pseudo-update")
+    check_finite(new_loss, "the mean loss of new after the pseudo-update")
+    stability, plasticity = pseudo.influences(old_gradient, new_gradient)
+    fusion = variant(stability, plasticity, old_loss, new_loss)
+    gradient = dict(zip(trained, pseudo.gradient(fusion.weights), strict=True))
+    check_finite(torch.stack([g.abs().max() for g in gradient.values()]), "the largest entry of a parameter's gradient")
+    return MetaSPStep(pseudo.losses, stability, plasticity, fusion, gradient, buffers)
+
+
+def metasp_step(
+    model: nn.Module, optimizer: torch.optim.SGD, batch: Examples, old: Examples, new: Examples, **settings: Any
+) -> MetaSPStep:
+    """Take the step that ``metasp_gradient`` computes from the same arguments, and return it.
+
+    Moves the parameters and the momentum by ``optimizer.step()``, and the model's buffers; the parameters' ``grad``
+    holds what the optimiser made of the gradient.  Where ``metasp_gradient`` raises, nothing has moved.
+    """
+    step = metasp_gradient(model, optimizer, batch, old, new, **settings)
+    for name, parameter in model.named_parameters():
+        # a copy: with Nesterov momentum torch may add to it in place, and the step returned would change
+        parameter.grad = step.gradient[name].clone() if name in step.gradient else None
+    optimizer.step()
+    for name, buffer in model.named_buffers():
+        buffer.copy_(step.buffers[name])
+    return step
+
+
+def trained_parameters(model: nn.Module, optimizer: torch.optim.SGD) -> dict[str, tuple[nn.Parameter, SGDRule]]:
+    """Return the parameters that the optimiser moves, by name, each with its rule.
+
+    Raises:
+        ValueError: when the optimiser is not SGD or has dampening or maximize, when it lacks a parameter that requires
+            a gradient or holds a foreign one, or when no parameter requires one.
+    """
+    if type(optimizer) is not torch.optim.SGD:
+        raise ValueError(f"{type(optimizer).__name__} is not followed by a pseudo-update; use torch.optim.SGD")
+    rules = {parameter: SGDRule.of(group) for group in optimizer.param_groups for parameter in group["params"]}
+    parameters = dict(model.named_parameters())
+    foreign = [tuple(parameter.shape) for parameter in rules.keys() - set(parameters.values())]
+    if foreign:
+        raise ValueError(
+            f"the optimiser holds tensors of shape {foreign} that are not parameters of the model; "
+            "build it as torch.optim.SGD(model.parameters(), …)"
+        )
+    trained = {name: parameter for name, parameter in parameters.items() if parameter.requires_grad}
+    missed = [name for name, parameter in trained.items() if parameter not in rules]
+    if missed or not trained:
+        raise ValueError(
+            f"the optimiser lacks {missed or 'nothing'} of the {len(trained)} parameters that require a gradient; "
+            "give it all of them, one at least, or freeze those it lacks by requires_grad_(False)"
+        )
+    return {name: (parameter, rules[parameter]) for name, parameter in trained.items()}

@@ -1,0 +1,93 @@
+"""Finetuning as it is done, a short run of gradient steps, and its derivative: backwards through the run, step by step.
+
+Eq. 15 does not describe such a run (notebook 06).  The sensitivity found here goes into
+``stages.pretraining_influence``.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from torch.func import grad, vjp, vmap
+
+from metasp_lite.calculus.losses import check_finite
+from metasp_lite.stages.fixed import Target, target_gradients
+
+
+class Rule(Protocol):
+    """One step of an optimiser: (θ, state, gradient) to (θ', state'); the first state is None."""
+
+    def step(self, theta: Tensor, state: object, gradient: Tensor) -> tuple[Tensor, object]:
+        """Take the step; a function of its arguments that torch can differentiate."""
+        ...
+
+
+@dataclass(frozen=True)
+class Adam:
+    """The rule of torch.optim.Adam, as a function (Kingma and Ba, 2015)."""
+
+    lr: float = 1e-3
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+
+    def step(self, theta: Tensor, state: tuple[Tensor, ...] | None, gradient: Tensor) -> tuple[Tensor, tuple]:
+        """(θ, (m, v, t), g) to (θ', (m', v', t')).  An entry whose gradients were all 0 does not move."""
+        first, second = self.betas
+        m, v, t = state or (torch.zeros_like(theta), torch.zeros_like(theta), theta.new_zeros(()))
+        m, v, t = first * m + (1 - first) * gradient, second * v + (1 - second) * gradient**2, t + 1
+        root = torch.where(v > 0, v, 1).sqrt() * (v > 0)  # √ has no derivative at 0
+        step = (m / (1 - first**t)) / (root / (1 - second**t).sqrt() + self.eps)
+        return theta - self.lr * step, (m, v, t)
+
+
+@dataclass(frozen=True)
+class ShortRun:
+    """A run of gradient steps on given batches: what finetuning is in practice, with no optimum at its end."""
+
+    objective: Callable[..., Tensor]  # (θ, index) -> (); an Objective
+    rule: Rule
+    batches: Tensor  # (T, B) int64
+
+    def __call__(self, theta: Tensor) -> Tensor:
+        """Run from θ ``(P,)`` to θ_T ``(P,)``."""
+        state = None
+        for index in self.batches:
+            theta, state = self.rule.step(theta, state, self._gradient(theta, index))
+        return theta
+
+    def _gradient(self, theta: Tensor, index: Tensor) -> Tensor:
+        return grad(self.objective)(theta, index)
+
+    def pull_back(self, theta: Tensor, target: Target) -> Tensor:
+        """dℓ(θ_T)/dθ of each target, ``(K, P)``: backwards through the run, step by step.
+
+        Keeps θ and the optimiser's state of all T steps; each step is computed once more on the way back.
+        """
+        path: list[tuple[Tensor, object]] = [(theta, None)]
+        for index in self.batches:
+            path.append(self.rule.step(*path[-1], self._gradient(path[-1][0], index)))
+        back, d_state = target_gradients(target, path.pop()[0]), None
+        for index, (theta, state) in zip(self.batches.flip(0), reversed(path), strict=True):
+
+            def moved(theta: Tensor, state: object = None, index: Tensor = index) -> tuple[Tensor, object]:
+                return self.rule.step(theta, state, self._gradient(theta, index))
+
+            start = (theta,) if state is None else (theta, state)
+            if d_state is None:  # nothing depends on the state after the last step
+                _, pull = vjp(lambda *start: moved(*start)[0], *start)
+                found = vmap(pull)(back)
+            else:
+                _, pull = vjp(moved, *start)
+                found = vmap(pull)((back, d_state))
+            back, d_state = (*found, None)[:2]
+        return check_finite(back, "the derivative of a target through the run")
+
+
+def unrolled_sensitivity(run: ShortRun, embedding: Tensor, head: Tensor, target: Target) -> Tensor:
+    """t = dℓ(θ_T)/dW of each target, ``(K, w)``, for the finetuning run that starts at [W; Θ_0]; needs no optimum.
+
+    ``embedding`` is W ``(w,)``, ``head`` Θ_0 ``(h,)``, which does not depend on W.
+    """
+    return run.pull_back(torch.cat([embedding, head]), target)[:, : len(embedding)]

@@ -1,0 +1,99 @@
+"""How fast training steps are: ``python -m metasp_lite bench train``, written to data/results/bench/train.json."""
+
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from metasp_lite.continual.learner import Learner, Recipe
+from metasp_lite.continual.methods import METHODS
+from metasp_lite.continual.methods.base import Rehearsal
+from metasp_lite.continual.streams import Stream, split
+from metasp_lite.images.sets import ImageSet
+
+ROUNDS = {"lite-cnn": 40, "resnet18-20": 12}  # a network's repetitions; the variants take turns within each
+SEED = 0
+
+
+def study() -> list[dict[str, object]]:
+    """Measure every network on one thread; a row for each variant."""
+    torch.set_num_threads(1)
+    return [row for network in tqdm(ROUNDS, unit="network") for row in measure(network, ROUNDS[network])]
+
+
+def measure(network: str, rounds: int) -> list[dict[str, object]]:
+    """Time a bare PyTorch step, ER's, MetaSP's and the augmentation alone on the same batch sizes, taking turns.
+
+    64 images of 3×32×32 a step: 32 new, 32 from a memory of 500; crops of 4 pixels and flips.  The bare loop has its 64
+    inputs ready.
+    """
+    began = time.perf_counter()
+    stream = made_up_stream(torch.Generator().manual_seed(SEED))
+    seconds: dict[str, list[float]] = {}
+    variants = {"bare": bare_step(stream, network), "augmentation": augmentation(stream, network)}
+    variants |= {name: method_step(stream, network, name) for name in ("er", "metasp")}
+    for repetition in range(rounds + 1):
+        for name, step in variants.items():
+            start = time.process_time()
+            step()
+            if repetition:  # the first round warms up
+                seconds.setdefault(name, []).append(time.process_time() - start)
+    median = {name: statistics.median(each) for name, each in seconds.items()}
+    return [
+        {
+            "network": network,
+            "variant": name,
+            "steps_per_second": round(1 / median[name], 2),
+            "images_per_second": round(64 / median[name]),
+            "ratio_to_bare": round(median["bare"] / median[name], 3),
+            "share_of_er_step": round(median[name] / median["er"], 4),
+            "settings": {"batch": 32, "memory_batch": 32, "rounds": rounds, "threads": 1, "seed": SEED},
+            "wall_seconds": round(time.perf_counter() - began, 1),
+        }
+        for name in variants
+    ]
+
+
+def made_up_stream(draw: torch.Generator) -> Stream:
+    """Two tasks of random images, as large as CIFAR's; for cost alone."""
+
+    def images(count: int) -> ImageSet:
+        pixels = torch.randint(0, 256, (count, 3, 32, 32), dtype=torch.uint8, generator=draw)
+        names = tuple(str(k) for k in range(10))
+        return ImageSet(pixels, torch.arange(count) % 10, names, "made-up", "random numbers")
+
+    return split(images(2000), images(10), classes_per_task=5, padding=4, flip=True, device=torch.device("cpu"))
+
+
+def bare_step(stream: Stream, network: str) -> Callable[[], None]:
+    """Return a step as any PyTorch tutorial writes it, on inputs that are ready."""
+    learner = Learner(stream, Recipe(network, epochs=1), SEED)
+    inputs, labels = stream.augmentation.normalise(stream.images[:64]), stream.labels[:64]
+
+    def step() -> None:
+        learner.optimizer.zero_grad()
+        F.cross_entropy(learner.model(inputs), labels).backward()
+        learner.optimizer.step()
+
+    return step
+
+
+def method_step(stream: Stream, network: str, name: str) -> Callable[[], None]:
+    """Return a rehearsing step of a method: fetch, augment, sample the memory, train."""
+    learner = Learner(stream, Recipe(network, epochs=1), SEED)
+    method = METHODS[name](learner, METHODS[name].Settings(memory=500))
+    assert isinstance(method, Rehearsal)
+    kept = stream.tasks[0].train[:500]
+    method.buffer.put(torch.arange(500), stream.images[kept], stream.labels[kept], 0)
+    learner.task_number, learner.epoch = 1, 0
+    index = learner.task.train[:32]
+    return lambda: method.step(learner, learner.batch(index))
+
+
+def augmentation(stream: Stream, network: str) -> Callable[[], None]:
+    """Return the augmentation of one step's 64 images."""
+    learner = Learner(stream, Recipe(network, epochs=1), SEED)
+    return lambda: learner.augmented(stream.images[:64])

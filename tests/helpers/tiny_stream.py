@@ -1,0 +1,79 @@
+"""A folder of images small enough to train on in a second, and runs on it."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from metasp_lite.continual import presets
+from metasp_lite.continual.learner import Learner
+from metasp_lite.continual.methods import Method
+from metasp_lite.continual.streams import Stream
+from metasp_lite.continual.training import Run, train
+
+SETTINGS = {
+    "epochs": 3,
+    "batch": 4,
+    "lr": 0.02,
+    "momentum": 0.9,
+    "weight_decay": 1e-3,
+    "padding": 1,
+    "flip": True,
+    "memory_batch": 4,
+    "dumb_epochs": 2,
+    "anchor_steps": 3,
+    "anchoring": 0.001,  # its default 0.1 diverges on batches of 4 with momentum
+}
+
+
+def make_folder(root: Path, *, classes: int = 6, train: int = 10, test: int = 4) -> Path:
+    """Write 8 × 8 colour images in which each class has a pattern of its own under noise."""
+    draw = np.random.default_rng(0)
+    for label in range(classes):
+        pattern = draw.integers(0, 200, (8, 8, 3))
+        for split, count in (("train", train), ("test", test)):
+            folder = root / split / f"class{label}"
+            folder.mkdir(parents=True)
+            for number in range(count):
+                pixels = (pattern + draw.integers(0, 56, (8, 8, 3))).astype(np.uint8)
+                Image.fromarray(pixels).save(folder / f"{number:02}.png")
+    return root
+
+
+def run_on(folder: Path, method: str, *, seed: int = 3, **changed: object) -> Run:
+    """Return a run with the lite CNN (batch-norm) and momentum: all that a checkpoint must hold."""
+    known = presets.names(method)
+    overrides = {name: value for name, value in {**SETTINGS, **changed}.items() if name in known}
+    memory = 12 if "memory" in known else None
+    return presets.build(str(folder), method, seed, profile="lite", memory=memory, overrides=overrides)
+
+
+def arguments_of(folder: Path, method: str, *, seed: int = 3, **changed: object) -> list[str]:
+    """Return the command line of ``run_on``, but for ``--out``."""
+    run = run_on(folder, method, seed=seed, **changed)
+    words = ["train", "--stream", str(folder), "--method", method, "--seed", str(seed)]
+    for name, value in {**SETTINGS, **changed}.items():
+        if name in presets.names(method):
+            words += ["--set", f"{name}={value}"]
+    return [*words, "--profile", "lite", *(["--memory", "12"] if hasattr(run.settings, "memory") else [])]
+
+
+class Stopped(Exception):
+    """Stands for a kill where the test needs to choose the moment."""
+
+
+def assert_goes_on_as_if_never_stopped(run: Run, folder: Path, stream: Stream, stop: tuple[int, int]) -> None:
+    """Train whole, and once more stopped after ``stop`` (task, epoch), with a checkpoint at every epoch."""
+
+    def watch(learner: Learner, method: Method) -> None:
+        if (learner.task_number, learner.epoch) == stop:
+            raise Stopped
+
+    whole = train(run, folder / "whole", stream=stream)
+    with pytest.raises(Stopped):
+        train(run, folder / "parts", stream=stream, checkpoint_seconds=0, watch=watch)
+    parts = train(run, folder / "parts", stream=stream, checkpoint_seconds=0)
+    assert parts["resumed"]
+    for name in ("accuracy_class_incremental", "accuracy_task_incremental", "epoch_losses", "steps"):
+        assert parts[name] == whole[name]
