@@ -4,6 +4,7 @@ import ast
 import importlib.metadata
 import json
 import os
+import re
 import statistics
 import sys
 import tomllib
@@ -14,10 +15,10 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
-from setuptools import find_packages
 
 import metasp_lite
 from metasp_lite import settings
+from metasp_lite.__main__ import COMMANDS
 
 ROOT = settings.PROJECT_DIR
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -120,7 +121,8 @@ def test_everything_in_the_package_is_packaged():
     tool = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
     files = [file for file in (ROOT / "metasp_lite").rglob("*") if file.is_file() and file.suffix != ".pyc"]
     code = {file.parent.relative_to(ROOT) for file in files if file.suffix == ".py"}
-    assert {".".join(folder.parts) for folder in code} == set(find_packages(ROOT, **tool["packages"]["find"]))
+    assert tool["packages"]["find"] == {"include": ["metasp_lite*"]}  # setuptools takes folders with ``__init__.py``
+    assert all((ROOT / folder / "__init__.py").is_file() for folder in code)
     named = {
         ROOT.joinpath(*package.split("."), name) for package, names in tool["package-data"].items() for name in names
     }
@@ -186,10 +188,6 @@ def metasp_share(key: str, *case: str | int, rival: str = "oracle") -> float:
     return step_cost("metasp", key, *case) / step_cost(rival, key, *case)
 
 
-def lowest_to_highest(values: list[float]) -> str:
-    return f"{min(values):.2f} to {max(values):.2f}"
-
-
 @pytest.mark.parametrize("network", NETWORKS)
 def test_readme_quotes_the_recorded_cost_of_a_step(network):
     rivals = ("oracle", "oracle-shared")
@@ -208,39 +206,29 @@ def test_readme_quotes_the_recorded_cost_of_a_step(network):
     ]
 
 
-def test_readme_says_which_goals_a_step_meets_and_how_it_grows():
-    """Every number of these sentences follows from the stored ones."""
+@pytest.mark.parametrize(
+    ("start", "goal", "values"),
+    [
+        ("at most 4.8 ER steps", 4.8, [step_cost("metasp", "counted_ratio_to_er", network) for network in NETWORKS]),
+        ("at most 0.6 of the oracle's CPU", 0.6, [metasp_share("cpu_seconds", network) for network in NETWORKS]),
+        ("at most 0.6 of the oracle's memory", 0.6, [metasp_share("peak_extra_mib", network) for network in NETWORKS]),
+        ("… with ordinary", 0.6, [metasp_share("peak_extra_mib_ordinary_malloc", network) for network in NETWORKS]),
+    ],
+)
+def test_readme_says_which_goals_a_step_meets(start, goal, values):
+    (said,) = readme_row(start)[1:]
+    met, count, *range_ = map(float, re.findall(r"\d+(?:\.\d+)?", said))
+    assert (met, count) == (sum(value <= goal for value in values), len(values))
+    assert range_ in ([], [round(min(values), 2), round(max(values), 2)])
 
-    def met(values: list[float], goal: float) -> str:
-        return f"{sum(value <= goal for value in values)} of {len(values)}"
 
-    def of_all(key: str, rival: str = "oracle") -> list[float]:
-        return [metasp_share(key, network, rival=rival) for network in NETWORKS]
-
-    def growth(cases: list[tuple[int, int]]) -> tuple[str, str]:
-        counted = (step_cost("metasp", "counted_ratio_to_er", "lite-cnn", *case) for case in cases)
-        shares = (metasp_share("cpu_seconds", "lite-cnn", *case) for case in cases)
-        return ", ".join(f"{ratio:.1f}" for ratio in counted), ", ".join(f"{share:.2f}" for share in shares)
-
-    counted = [step_cost("metasp", "counted_ratio_to_er", network) for network in NETWORKS]
-    (by_n, share_by_n), (by_v, share_by_v) = (
-        growth([(n, 100) for n in (16, 32, 64, 128)]),
-        growth([(64, v) for v in (20, 50, 100, 200)]),
-    )
-    sentences = [
-        f"Goals for MetaSP were at most 4.8 ER steps counted (met on {met(counted, 4.8)} networks), at most 0.6 of the "
-        f"oracle's CPU time ({met(of_all('cpu_seconds'), 0.6)}) and at most 0.6 of its memory "
-        f"({met(of_all('peak_extra_mib'), 0.6)}).",
-        f"Of shared's CPU time it takes {lowest_to_highest(of_all('cpu_seconds', 'oracle-shared'))}.",
-        "A step counts about (9n + 3v)/3n ER steps of the same n: on `lite-cnn` with v = 100 and n = 16, 32, 64, 128 "
-        f"it is {by_n}, and with n = 64 and v = 20, 50, 100, 200 it is {by_v}; of the oracle's CPU time that took "
-        f"{share_by_n} and {share_by_v}.",
-        f"With ordinary malloc MetaSP's peak was {lowest_to_highest(of_all('peak_extra_mib_ordinary_malloc'))} of the "
-        f"oracle's (at most 0.6 on {met(of_all('peak_extra_mib_ordinary_malloc'), 0.6)}).",
-    ]
-    readme = " ".join((ROOT / "README.md").read_text().split())
-    for sentence in sentences:
-        assert sentence in readme, sentence
+def test_readme_says_how_a_step_grows():
+    cases = [tuple(map(int, cell.split(", "))) for cell in readme_row("n, v")[1:]]
+    counted, shares = readme_row("ER steps counted")[1:], readme_row("share of CPU time")[1:]
+    for (n, v), steps, share in zip(cases, counted, shares, strict=True):
+        assert steps == f"{step_cost('metasp', 'counted_ratio_to_er', 'lite-cnn', n, v):.1f}"
+        assert share == f"{metasp_share('cpu_seconds', 'lite-cnn', n, v):.2f}"
+    assert set(cases) == {(n, v) for _, network, n, v in STEPS if network == "lite-cnn"}
 
 
 @pytest.mark.parametrize("network", ["lite-cnn", "resnet18-20"])
@@ -254,15 +242,49 @@ def test_readme_quotes_the_recorded_speed_of_training(network):
     ]
 
 
-def test_readme_quotes_the_stored_study_of_the_weights():
-    ends = {}
-    for row in json.loads((ROOT / "data/results/variants/split-fashion-mnist.json").read_text()):
-        ends.setdefault((row["method"], row["variant"], row["lr"]), {})[row["seed"]] = row["a_inf_class_incremental"]
-    diverged = {lr: [end is None for end in ends["metasp", "paper", lr].values()] for lr in (0.1, 0.03)}
-    er_late, metasp = ends["er-late", None, 0.1], ends["metasp", "official", 0.1]
-    gains = [100 * (metasp[seed] - er_late[seed]) for seed in er_late]
-    assert (len(gains), sum(diverged[0.03])) == (5, 0)
-    readme = " ".join((ROOT / "README.md").read_text().split())
-    assert f"{sum(diverged[0.1])} of {len(diverged[0.1])} runs diverged with them, at 0.03 none did" in readme
-    gain = f"{statistics.mean(gains):.1f} ± {statistics.stdev(gains):.1f} points"
-    assert f"gain over `er-late` was {gain} of A_∞ (five seeds, paired;" in readme
+ENDS: dict[tuple[str, str | None, float], dict[int, float | None]] = {}
+for row in json.loads((ROOT / "data/results/variants/split-fashion-mnist.json").read_text(encoding="utf-8")):
+    ENDS.setdefault((row["method"], row["variant"], row["lr"]), {})[row["seed"]] = row["a_inf_class_incremental"]
+
+
+def percent(values: list[float]) -> str:
+    return f"{100 * statistics.mean(values):.1f} ± {100 * statistics.stdev(values):.1f}"
+
+
+@pytest.mark.parametrize(("method", "variant"), [("er-late", None), ("metasp", "official"), ("metasp", "paper")])
+def test_readme_quotes_the_stored_study_of_the_weights(method, variant):
+    cells = []
+    for rate in (0.1, 0.03):
+        ends = list(ENDS[method, variant, rate].values())
+        finished = [end for end in ends if end is not None]
+        cells += [percent(finished), f"{len(finished)} of {len(ends)}"]
+    assert readme_row(f"`{method}`, {variant or 'plain'}")[1:] == cells
+
+
+def test_readme_quotes_the_gain_of_metasp_pair_by_pair():
+    gains = [
+        [metasp - ENDS["er-late", None, rate][seed] for seed, metasp in ENDS["metasp", "official", rate].items()]
+        for rate in (0.1, 0.03)
+    ]
+    assert readme_row("gain of MetaSP")[1::2] == [percent(gain) for gain in gains]
+
+
+def test_every_command_that_the_documents_name_exists():
+    """``python -m metasp_lite NAME``, ``make NAME``, and files of the project in backticks."""
+    targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    for name in ("README.md", "CONTRIBUTING.md", "data/README.md"):
+        text = (ROOT / name).read_text(encoding="utf-8")
+        for command in re.findall(r"python -m metasp_lite ([a-z]+)", text):
+            assert command in COMMANDS, (name, command)
+        for target in re.findall(r"(?:^|`)make ([a-z-]+)", text, re.MULTILINE):
+            assert target in targets, (name, target)
+        for path in re.findall(r"`((?:notebooks|tests|data|metasp_lite)/[\w./-]+)`", text):
+            assert (ROOT / path).exists(), (name, path)
+
+
+def test_the_edit_map_names_what_is_there():
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    table = text[text.index("## To add") : text.index("## Commands")]
+    for path in re.findall(r"`([\w./]+\.py)`", table):
+        if "NAME" not in path:
+            assert any((folder / path).is_file() for folder in (ROOT, ROOT / "metasp_lite")), path
