@@ -5,11 +5,10 @@ from collections import Counter, defaultdict
 
 import pytest
 import torch
+from helpers.made_up_streams import CPU, counted_stream, follow, memory_after_each_task, noise_stream, same
 from scipy import stats
 from sklearn.cluster import KMeans, MiniBatchKMeans
 from sklearn.datasets import make_blobs
-from test_learner import noise_stream, same
-from test_replay import counted_stream, follow, memory_after_each_task
 from torch.nn import functional as F
 
 from metasp_lite.continual import streams
@@ -26,7 +25,6 @@ from metasp_lite.continual.methods.metasp import (
 from metasp_lite.continual.methods.replay import ER, ERLate, FineTune, Joint, LateSettings
 from metasp_lite.influence import metasp
 
-CPU = torch.device("cpu")
 # A chi-square test fails a correct program for this share of the seeds; the seeds here are fixed and do not.
 FALSE_ALARMS = 1e-4
 BOTH = pytest.mark.parametrize("kind", [MetaSP, MetaSPRehSel])

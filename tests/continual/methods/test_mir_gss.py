@@ -5,7 +5,7 @@ from collections import Counter
 
 import pytest
 import torch
-from test_projection import assert_learns, assert_resumes, learner_in_second_task
+from helpers.small_fashion import assert_learns, assert_resumes, learner_in_second_task
 from torch.nn import functional as F
 
 from metasp_lite.calculus.losses import cross_entropy
@@ -102,7 +102,7 @@ def test_mir_rehearses_whom_a_real_step_harms_most(network, monkeypatch):
         rehearsed.append((images, labels))
         return rehearse(learner, batch, images, labels)
 
-    monkeypatch.setattr("metasp_lite.methods.selection.rehearse", remembered)
+    monkeypatch.setattr("metasp_lite.continual.methods.mir_gss.rehearse", remembered)
     assert torch.isfinite(method.step(learner, batch))
     ((images, labels),) = rehearsed
     assert_same(images, kept.images[harmed])
