@@ -14,10 +14,12 @@ import torch
 from tqdm.auto import tqdm
 
 from metasp_lite import results
-from metasp_lite.continual import checkpoint, methods, streams
-from metasp_lite.continual.learner import Learner
+from metasp_lite.continual import methods, streams
+from metasp_lite.continual.accuracy import Accuracies
+from metasp_lite.continual.checkpoint import load_checkpoint, save_checkpoint
+from metasp_lite.continual.learner import Learner, evaluating
 from metasp_lite.continual.methods.base import Method
-from metasp_lite.continual.run import Progress, Row, Run, finished, summary
+from metasp_lite.continual.run import Progress, Run, finished, summary
 from metasp_lite.continual.streams import Stream
 from metasp_lite.memory import peak_mib
 
@@ -91,15 +93,14 @@ def train(
         raise InUseError(f"another process trains in {out}; wait for it, or give another folder") from error
 
 
-def score(learner: Learner) -> tuple[Row, Row]:
+def score(learner: Learner) -> tuple[Accuracies, Accuracies]:
     """Accuracy on the test examples of every task seen: among all classes seen, and among the task's own.
 
     Draws nothing and moves nothing; batch-norm takes its running averages.
     """
-    stream, seen, training = learner.stream, learner.task.classes.stop, learner.model.training
-    learner.model.eval()
+    stream, seen = learner.stream, learner.task.classes.stop
     class_incremental, task_incremental = [], []
-    with torch.no_grad():
+    with torch.no_grad(), evaluating(learner.model):
         for task in stream.tasks[: learner.task_number + 1]:
             right = torch.zeros(2, dtype=torch.int64)
             for index in task.test.split(500):
@@ -110,7 +111,6 @@ def score(learner: Learner) -> tuple[Row, Row]:
                 right[1] += (own == labels).sum().cpu()
             class_incremental.append(int(right[0]) / len(task.test))
             task_incremental.append(int(right[1]) / len(task.test))
-    learner.model.train(training)
     return class_incremental, task_incremental
 
 
@@ -123,7 +123,7 @@ def _train(
     learner = Learner(stream, run.recipe, run.seed)
     state = _State(learner, methods.METHODS[run.method](learner, run.settings), Progress())
     path, identity = out / "checkpoint.pt", {**run.as_dict(), "images": _fingerprint(stream)}
-    stored = checkpoint.load(path, identity, stream.images.device)
+    stored = load_checkpoint(path, identity, stream.images.device)
     if stored is not None:
         state.load_state_dict(stored)
     method, progress = state.method, state.progress
@@ -148,7 +148,7 @@ def _train(
                 if watch:
                     watch(learner, method)
                 if learner.epoch < epochs and time.monotonic() - saved >= checkpoint_seconds:
-                    checkpoint.save(path, identity, state.state_dict())
+                    save_checkpoint(path, identity, state.state_dict())
                     saved = time.monotonic()
             _timed(progress, method.end_task, learner)
             _require_finite_weights(learner, method)
@@ -156,7 +156,7 @@ def _train(
                 rows.append(row)
             bar.set_postfix(_figures(learner, progress))
             learner.task_number, learner.epoch = learner.task_number + 1, 0
-            checkpoint.save(path, identity, state.state_dict())
+            save_checkpoint(path, identity, state.state_dict())
             saved = time.monotonic()
     results.write(out / "result.json", summary(run, stream, progress, scores_last_only=method.scores_last_only))
     return json.loads((out / "result.json").read_text())

@@ -103,7 +103,7 @@ def test_a_checkpoint_cannot_run_code(folder, stream, begun, tmp_path):
         def __reduce__(self) -> tuple[object, ...]:
             return os.mkdir, (str(witness),)
 
-    checkpoint.save(begun / "checkpoint.pt", run_on(folder, "er").as_dict(), {"learner": Call()})
+    checkpoint.save_checkpoint(begun / "checkpoint.pt", run_on(folder, "er").as_dict(), {"learner": Call()})
     assert pickle.dumps(Call())
     with pytest.raises(ValueError, match="is no checkpoint of this program"):
         training.train(run_on(folder, "er"), begun, stream=stream)
@@ -116,7 +116,7 @@ def test_another_runs_checkpoint_is_refused_by_the_names_of_what_differs(folder,
         training.train(run_on(folder, "er", seed=4, lr=0.1), begun, stream=stream)
     with pytest.raises(ValueError, match=r"settings\.late_epochs is None there and 5 here"):
         training.train(run_on(folder, "er-late"), begun, stream=stream)
-    monkeypatch.setattr(checkpoint, "FORMAT", 2)
+    monkeypatch.setattr(checkpoint, "_FORMAT", 2)
     with pytest.raises(ValueError, match="has format 1, this version reads 2"):
         training.train(run_on(folder, "er"), begun, stream=stream)
     assert (begun / "checkpoint.pt").read_bytes() == before

@@ -87,7 +87,7 @@ def test_a_batch_holds_what_lies_at_its_places():
     learner = Learner(stream, Recipe("mlp", 1), seed=3)
     index = torch.tensor([50, 3, 17])
     batch = learner.batch(index)
-    assert torch.equal(batch.index, index)
+    assert torch.equal(batch.places, index)
     assert torch.equal(batch.images, stream.images[index])
     assert torch.equal(batch.labels, stream.labels[index])
     assert torch.equal(batch.inputs, stream.augmentation(stream.images[index], torch.Generator().manual_seed(3)))

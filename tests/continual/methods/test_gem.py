@@ -121,7 +121,7 @@ def test_projections_of_single_precision_use_double_inside():
 
 
 def test_triangle_keeps_lengths_and_angles_in_pieces(monkeypatch):
-    monkeypatch.setattr(gem, "CHUNK", 7)
+    monkeypatch.setattr(gem, "_CHUNK", 7)
     rows = randn(3, 50, seed=0)
     found = triangle(rows)
     torch.testing.assert_close(found.T @ found, rows @ rows.T, rtol=0, atol=1e-13)
@@ -132,7 +132,7 @@ def test_projections_are_the_same_in_pieces(monkeypatch):
     g, references = randn(50, seed=1), randn(4, 50, seed=2)
     whole = project_gem(g, references), project_a_gem(g, -g + references[0])
     assert not any(torch.equal(each, g) for each in whole)
-    monkeypatch.setattr(gem, "CHUNK", 7)
+    monkeypatch.setattr(gem, "_CHUNK", 7)
     for each, again in zip(whole, (project_gem(g, references), project_a_gem(g, -g + references[0])), strict=True):
         torch.testing.assert_close(again, each, rtol=0, atol=ROUNDING)
 

@@ -13,12 +13,11 @@ from torch.nn import functional as F
 
 from metasp_lite.continual import streams
 from metasp_lite.continual.learner import Learner, Recipe
-from metasp_lite.continual.methods.base import MemorySettings, NoSettings
+from metasp_lite.continual.methods.base import MemorySettings, NoSettings, features_of
 from metasp_lite.continual.methods.metasp import (
     MetaSP,
     MetaSPRehSel,
     MetaSPSettings,
-    features_of,
     mean_influence,
     one_of_each_cluster,
 )
@@ -101,10 +100,10 @@ def test_scores_are_the_running_sums_of_the_right_examples_and_slots(kind):
         if drawn:
             (kept,) = [memories for memories in drawn if len(memories.slots) == 5]
             scores = method.last_step.fusion.influence.tolist()
-            assert len(scores) == len(batch.index) + 5
-            for example, score in zip(batch.index.tolist(), scores, strict=False):
+            assert len(scores) == len(batch.places) + 5
+            for example, score in zip(batch.places.tolist(), scores, strict=False):
                 new[example].append(score)
-            for slot, score in zip(kept.slots.tolist(), scores[len(batch.index) :], strict=True):
+            for slot, score in zip(kept.slots.tolist(), scores[len(batch.places) :], strict=True):
                 old[slot].append(score)
         return shown
 

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from metasp_lite.calculus.losses import cross_entropy
 from metasp_lite.continual import methods
 from metasp_lite.continual.learner import rehearse
+from metasp_lite.continual.methods.base import losses_at, virtual_step
 from metasp_lite.continual.methods.mir_gss import (
     GSS,
     MIR,
@@ -18,10 +19,8 @@ from metasp_lite.continual.methods.mir_gss import (
     MIRSettings,
     cosine_scores,
     greedy_placement,
-    losses_at,
     most_interfered,
     replaced_slot,
-    virtual_step,
 )
 
 RULES = [

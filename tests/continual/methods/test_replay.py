@@ -78,7 +78,7 @@ def test_joint_training_sees_every_example_once_an_epoch_at_the_end_and_nothing_
     assert Joint.scores_last_only
     plain = method.step
     method.step = lambda learner, batch: (
-        seen.append((learner.task_number, learner.epoch, batch.index)) or plain(learner, batch)
+        seen.append((learner.task_number, learner.epoch, batch.places)) or plain(learner, batch)
     )
     follow(learner, method)
     for epoch in range(3):
