@@ -25,7 +25,7 @@ from metasp_lite.continual.training import InUseError, train
 from metasp_lite.memory import forget_peak
 from metasp_lite.settings import Profile
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 _ONE_RUN = threading.Lock()  # a network's first weights come from torch's one global generator: no two runs in threads
 
 
@@ -116,7 +116,7 @@ def _read(description: Mapping[str, object]) -> _Grid:
     return _Grid(chosen_streams, chosen_methods, memory, seeds, profile, shared, own)
 
 
-def _listed(description: Mapping[str, object], name: str, kind: type[T]) -> list[T]:
+def _listed(description: Mapping[str, object], name: str, kind: type[_T]) -> list[_T]:
     values = description.get(name)
     if not (isinstance(values, list) and values and all(type(value) is kind for value in values)):
         what = "names" if kind is str else "whole numbers"

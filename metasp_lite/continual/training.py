@@ -23,9 +23,8 @@ from metasp_lite.continual.run import Progress, Run, finished, summary
 from metasp_lite.continual.streams import Stream
 from metasp_lite.memory import peak_mib
 
-__all__ = ["InUseError", "Progress", "Run", "Watcher", "finished", "score", "train"]
-P = ParamSpec("P")
-T = TypeVar("T")
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
 Watcher = Callable[[Learner, Method], None]
 
 
@@ -162,7 +161,7 @@ def _train(
     return json.loads((out / "result.json").read_text())
 
 
-def _timed(progress: Progress, function: Callable[P, T], *arguments: P.args, **named: P.kwargs) -> T:
+def _timed(progress: Progress, function: Callable[_P, _T], *arguments: _P.args, **named: _P.kwargs) -> _T:
     """Call a part of the training and add its seconds to those of the task."""
     began = time.perf_counter()
     result = function(*arguments, **named)

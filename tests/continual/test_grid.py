@@ -22,6 +22,7 @@ from joblib.externals.loky import reusable_executor
 from metasp_lite import __main__ as program
 from metasp_lite import settings
 from metasp_lite.continual import grid, training
+from metasp_lite.continual.run import Run
 
 FEW = {name: SETTINGS[name] for name in ("epochs", "batch", "lr", "momentum")}
 
@@ -188,7 +189,7 @@ def test_a_defect_in_one_run_does_not_stop_the_others(folder, tmp_path, monkeypa
     jobs = grid.read_grid(file_of(tmp_path / "grid.toml", folder, ["fine-tune"], [1, 2, 3]), tmp_path / "out")
     original = grid.train
 
-    def sometimes(run: training.Run, *positional: object, **named: object) -> dict:
+    def sometimes(run: Run, *positional: object, **named: object) -> dict:
         if run.seed == 2:
             raise RuntimeError("shapes differ")
         return original(run, *positional, **named)

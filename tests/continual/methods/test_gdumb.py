@@ -14,7 +14,8 @@ from metasp_lite.continual import presets, streams
 from metasp_lite.continual.learner import Learner, Recipe
 from metasp_lite.continual.methods.gdumb import GDumb, GDumbSettings, greedy_slot
 from metasp_lite.continual.methods.replay import FineTune
-from metasp_lite.continual.training import Run, score, train
+from metasp_lite.continual.run import Run
+from metasp_lite.continual.training import score, train
 from metasp_lite.images import sets
 
 SETTINGS = GDumbSettings(memory=50, dumb_epochs=20)

@@ -18,7 +18,8 @@ from metasp_lite.continual.learner import Learner, Recipe
 from metasp_lite.continual.methods.base import MemorySettings
 from metasp_lite.continual.methods.hal import HAL, HALSettings, drift, forgetting
 from metasp_lite.continual.methods.replay import ER, FineTune
-from metasp_lite.continual.training import Run, train
+from metasp_lite.continual.run import Run
+from metasp_lite.continual.training import train
 from metasp_lite.images import sets
 from metasp_lite.networks import lite_cnn, toy_mlp
 

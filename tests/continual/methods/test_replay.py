@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from metasp_lite.continual.learner import Learner, Recipe
-from metasp_lite.continual.methods.base import MemorySettings, Method, NoSettings
+from metasp_lite.continual.methods.base import MemorySettings, Method, NoSettings, plain_step
 from metasp_lite.continual.methods.replay import ER, ERLate, FineTune, Joint, LateSettings
 from metasp_lite.networks import NETWORKS
 
@@ -99,6 +99,22 @@ def test_er_is_a_plain_loop_with_a_reservoir(network, memory, memory_batch):
     assert torch.equal(method.buffer.images[filled], stream.images[stored])
     assert torch.equal(method.buffer.labels[filled], stream.labels[stored])
     assert same(learner.model, expected)
+
+
+@NETWORK
+def test_an_er_step_with_an_empty_memory_is_a_plain_one_and_draws_nothing(network):
+    stream, recipe = noise_stream(), Recipe(network, 2, batch=7, lr=0.05, momentum=0.5)
+    learner, other = (Learner(stream, recipe, seed=2) for _ in range(2))
+    method = ER(learner, MemorySettings(9, 4))
+    learner.epoch = 1  # in a later epoch nothing is offered, so the memory stays empty
+    for index in stream.tasks[0].train.split(7):
+        batch = learner.batch(index)
+        before = learner.generator.get_state()
+        loss = method.step(learner, batch)
+        assert torch.equal(learner.generator.get_state(), before)
+        assert torch.equal(loss, plain_step(other, other.batch(index)))
+    assert len(method.buffer) == 0
+    assert same(learner.model, other.model)
 
 
 def test_er_offers_every_example_of_every_task_once():
