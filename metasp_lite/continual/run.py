@@ -5,6 +5,7 @@ import json
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from metasp_lite import results
 from metasp_lite.continual import checkpoint, methods
@@ -58,8 +59,8 @@ class Progress:
     begun_with: dict[str, object] = field(default_factory=results.provenance)
 
 
-def finished(run: Run, out: Path) -> dict[str, object] | None:
-    """Return the result in ``out``, or None where there is none.
+def finished(run: Run, out: Path) -> dict[str, Any] | None:
+    """Return the result in ``out`` as JSON has it, or None where there is none.
 
     Raises:
         ValueError: when it is of another run, or no result at all.

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import filelock
 import torch
@@ -65,7 +65,7 @@ def train(
     watch: Watcher | None = None,
     progress_bar: bool | None = None,
     wait: float = 0.0,
-) -> dict[str, object]:
+) -> dict[str, Any]:
     """Run to the end, or go on with what lies in ``out``; return what ``out/result.json`` then holds.
 
     A checkpoint is written at the end of an epoch when ``checkpoint_seconds`` have passed since the last (0: at every
@@ -115,7 +115,7 @@ def score(learner: Learner) -> tuple[Accuracies, Accuracies]:
 
 def _train(
     run: Run, out: Path, stream: Stream, checkpoint_seconds: float, watch: Watcher | None, progress_bar: bool | None
-) -> dict[str, object]:
+) -> dict[str, Any]:
     """Go through the tasks: train each for its epochs, close it, score all tasks seen."""
     if stream.images.is_cuda:
         torch.cuda.reset_peak_memory_stats(stream.images.device)

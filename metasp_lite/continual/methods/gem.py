@@ -1,4 +1,4 @@
-"""Methods that never rehearse a remembered example, but turn each step so that it does not harm the remembered ones."""
+"""GEM and A-GEM never rehearse remembered examples, but turn each step so that it does not harm them."""
 
 import math
 from dataclasses import dataclass
@@ -160,7 +160,10 @@ def project_gem(gradient: Tensor, references: Tensor, margin: float = 0.5) -> Te
 
 
 def _inner_products(rows: Tensor, vector: Tensor) -> Tensor:
-    """R v in float64, ``(n,)``, of ``rows (n, P)`` and ``vector (P,)`` in any dtype."""
+    """R v in float64, ``(n,)``, of ``rows (n, P)`` and ``vector (P,)`` in any dtype.
+
+    In pieces, for memory; the slow twin is ``rows.double() @ vector.double()``.
+    """
     pieces = zip(rows.split(_CHUNK, dim=1), vector.split(_CHUNK), strict=True)
     return torch.stack([part.double() @ piece.double() for part, piece in pieces]).sum(dim=0)
 
@@ -168,7 +171,8 @@ def _inner_products(rows: Tensor, vector: Tensor) -> Tensor:
 def triangle(rows: Tensor) -> Tensor:
     """R of Rᵀ = QR, float64 ``(≤ n, n)``: its columns have the lengths and the angles of ``rows (n, P)``, P large.
 
-    The columns of a Gram matrix would know an angle only to the square root of rounding.
+    The columns of a Gram matrix would know an angle only to the square root of rounding.  In pieces, for memory; the
+    slow twin is ``torch.linalg.qr(rows.T.double())``.
     """
     found = rows.new_zeros(0, len(rows), dtype=torch.float64)
     for part in rows.split(_CHUNK, dim=1):
