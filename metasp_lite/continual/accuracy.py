@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+Accuracies = list[float]  # on each task seen
 Matrix = Sequence[Sequence[float | None]]  # [t][k]: accuracy on task k after task t; None where it does not exist
 
 
@@ -39,4 +40,5 @@ def summarise(matrix: Matrix) -> Summary:
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
-    return None if any(value is None for value in values) else sum(values) / len(values)
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if len(known) == len(values) else None

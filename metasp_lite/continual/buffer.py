@@ -1,6 +1,6 @@
 """The memory of a continual learner: a fixed number of slots, each with an image, its label and its task."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -100,13 +100,14 @@ class Buffer:
         named = {"images": self.images, "labels": self.labels, "tasks": self.tasks}
         return {**named, "columns": dict(self.columns), "offered": self.offered}
 
-    def load_state_dict(self, state: dict) -> None:
+    def load_state_dict(self, state: Mapping) -> None:
         """Restore what ``state_dict`` gave.
 
         Raises:
             ValueError: when it is of a buffer of another size or with other columns.
         """
-        stored, here = ((tuple(s["images"].shape), sorted(s["columns"])) for s in (state, self.state_dict()))
+        stored = tuple(state["images"].shape), sorted(state["columns"])
+        here = tuple(self.images.shape), sorted(self.columns)
         if stored != here:
             raise ValueError(f"the stored memory has shape and columns {stored}, this one {here}; make it alike")
         for name in ("images", "labels", "tasks"):

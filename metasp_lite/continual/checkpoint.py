@@ -11,12 +11,12 @@ import torch
 
 from metasp_lite import files
 
-FORMAT = 1  # of the file; another number is not read
+_FORMAT = 1  # of the file; another number is not read
 _DIGEST = hashlib.sha256().digest_size
 _AGAIN = "restore it from a copy, delete it to start again, or give another folder"
 
 
-def save(path: Path, identity: Mapping[str, object], state: Mapping[str, object]) -> None:
+def save_checkpoint(path: Path, identity: Mapping[str, object], state: Mapping[str, object]) -> None:
     """Write ``state`` (tensors, numbers, strings, lists and dicts of them) as the checkpoint of the run ``identity``.
 
     The SHA-256 sum at the end tells a damaged file: torch reads tensors with flipped bits without a word.
@@ -25,7 +25,7 @@ def save(path: Path, identity: Mapping[str, object], state: Mapping[str, object]
         OSError: when it cannot be written; the checkpoint that was there is still there.
     """
     content = io.BytesIO()
-    torch.save({"format": FORMAT, "identity": json.dumps(identity), "state": dict(state)}, content)
+    torch.save({"format": _FORMAT, "identity": json.dumps(identity), "state": dict(state)}, content)
     content.write(hashlib.sha256(content.getbuffer()).digest())
     try:
         files.write_atomically(path, content.getvalue())
@@ -36,7 +36,7 @@ def save(path: Path, identity: Mapping[str, object], state: Mapping[str, object]
         ) from error
 
 
-def load(path: Path, identity: Mapping[str, object], device: torch.device) -> dict | None:
+def load_checkpoint(path: Path, identity: Mapping[str, object], device: torch.device) -> dict | None:
     """Return the state in ``path`` with its tensors on ``device``, or None where there is no file.
 
     Raises:
@@ -53,8 +53,8 @@ def load(path: Path, identity: Mapping[str, object], device: torch.device) -> di
         stored = torch.load(io.BytesIO(body), weights_only=True, map_location=device)
     except pickle.UnpicklingError as error:  # something that is no tensor, number or text
         raise ValueError(f"{path} is no checkpoint of this program; {_AGAIN}") from error
-    if stored["format"] != FORMAT:
-        raise ValueError(f"{path} has format {stored['format']}, this version reads {FORMAT}; give another folder")
+    if stored["format"] != _FORMAT:
+        raise ValueError(f"{path} has format {stored['format']}, this version reads {_FORMAT}; give another folder")
     require_same(path, json.loads(stored["identity"]), identity)
     return stored["state"]
 

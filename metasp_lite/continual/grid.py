@@ -10,7 +10,7 @@ import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 import joblib
 import torch
@@ -18,13 +18,14 @@ from tqdm.auto import tqdm
 
 from metasp_lite import settings
 from metasp_lite.continual import presets, streams
+from metasp_lite.continual.methods.base import MemorySettings
 from metasp_lite.continual.run import Run, finished
 from metasp_lite.continual.streams import Stream, StreamSettings
 from metasp_lite.continual.training import InUseError, train
 from metasp_lite.memory import forget_peak
 from metasp_lite.settings import Profile
 
-_LISTS = {"streams": str, "methods": str, "memory": int, "seeds": int}
+_T = TypeVar("_T")
 _ONE_RUN = threading.Lock()  # a network's first weights come from torch's one global generator: no two runs in threads
 
 
@@ -61,60 +62,77 @@ def read_grid(path: Path, out: Path) -> list[Job]:
 
 def jobs(description: Mapping[str, object], out: Path) -> list[Job]:
     """Return the product of what ``description`` lists, as ``settings.GRID_EXAMPLE`` shows; without memory one."""
-    _check(description)
-    profile: Profile = description.get("profile", settings.profile())
+    grid = _read(description)
     result: dict[str, Job] = {}
     used: set[str] = set()
-    for stream, method, size, seed in itertools.product(
-        description["streams"], description["methods"], description.get("memory", [None]), description["seeds"]
-    ):
-        rehearses = "memory" in presets.names(method)
-        memory = size if rehearses else None
-        overrides = _overrides(description.get("set", {}), stream, method)
+    for stream, method, size, seed in itertools.product(grid.streams, grid.methods, grid.memory, grid.seeds):
+        memory = size if "memory" in presets.names(method) else None
+        overrides = _overrides(grid, stream, method)
         used |= set(overrides)
-        run = presets.build(stream, method, seed, profile=profile, memory=memory, overrides=overrides)
-        stored = [f"memory-{run.settings.memory}"] if rehearses else []
+        run = presets.build(stream, method, seed, profile=grid.profile, memory=memory, overrides=overrides)
+        stored = [f"memory-{run.settings.memory}"] if isinstance(run.settings, MemorySettings) else []
         name = "_".join([Path(stream).expanduser().resolve().name, method, *stored, f"seed-{seed}"])
         if name in result and result[name].run != run:
             raise ValueError(f"two different runs would be called {name}; give the folders of images different names")
         folder = out.absolute() / name
-        result[name] = Job(name, run, folder, _command(stream, method, memory, seed, profile, overrides, folder))
-    shared = {name for name, value in description.get("set", {}).items() if not isinstance(value, dict)}
-    if unused := sorted(shared - used):
+        result[name] = Job(name, run, folder, _command(stream, method, memory, seed, grid.profile, overrides, folder))
+    if unused := sorted(set(grid.shared) - used):
         raise ValueError(f"no method of this grid has a setting {', '.join(map(repr, unused))}")
     return list(result.values())
+
+
+@dataclass(frozen=True)
+class _Grid:
+    """What a grid asks for."""
+
+    streams: list[str]
+    methods: list[str]
+    memory: Sequence[int | None]  # None: the stream's own
+    seeds: list[int]
+    profile: Profile
+    shared: dict[str, object]  # settings of all runs that have them
+    own: dict[str, dict[str, object]]  # those of one stream or method
+
+
+def _read(description: Mapping[str, object]) -> _Grid:
+    """Check what a file says; by hand, because what a JSON schema would print does not tell how to write it instead."""
+    unknown = sorted(set(description) - {"streams", "methods", "memory", "seeds", "profile", "set"})
+    if unknown:
+        raise ValueError(f"{', '.join(map(repr, unknown))} means nothing here; {_reads_like_this()}")
+    chosen_streams, chosen_methods = (_listed(description, name, str) for name in ("streams", "methods"))
+    memory: Sequence[int | None] = _listed(description, "memory", int) if "memory" in description else [None]
+    seeds = _listed(description, "seeds", int)
+    asked = description.get("profile", settings.profile())
+    profile = next((known for known in settings.PROFILES if known == asked), None)
+    if profile is None:
+        raise ValueError(f"profile={asked!r} must be one of: {', '.join(settings.PROFILES)}")
+    chosen = description.get("set", {})
+    if not isinstance(chosen, dict):
+        raise ValueError(f"set must be a table; {_reads_like_this()}")
+    own = {name: value for name, value in chosen.items() if isinstance(value, dict)}
+    if strangers := sorted(set(own) - {*chosen_streams, *chosen_methods}):
+        raise ValueError(f"[set.{strangers[0]}] is for no stream or method of this grid")
+    shared = {name: value for name, value in chosen.items() if name not in own}
+    return _Grid(chosen_streams, chosen_methods, memory, seeds, profile, shared, own)
+
+
+def _listed(description: Mapping[str, object], name: str, kind: type[_T]) -> list[_T]:
+    values = description.get(name)
+    if not (isinstance(values, list) and values and all(type(value) is kind for value in values)):
+        what = "names" if kind is str else "whole numbers"
+        raise ValueError(f"{name} must be a list of {what}; {_reads_like_this()}")
+    return values
 
 
 def _reads_like_this() -> str:
     return f"a grid reads like this:\n{settings.GRID_EXAMPLE.read_text(encoding='utf-8')}"
 
 
-def _check(description: Mapping[str, object]) -> None:
-    unknown = sorted(set(description) - {*_LISTS, "profile", "set"})
-    if unknown:
-        raise ValueError(f"{', '.join(map(repr, unknown))} means nothing here; {_reads_like_this()}")
-    for name, kind in _LISTS.items():
-        values = description.get(name)
-        if values is None and name == "memory":
-            continue
-        if not (isinstance(values, list) and values and all(type(value) is kind for value in values)):
-            what = "names" if kind is str else "whole numbers"
-            raise ValueError(f"{name} must be a list of {what}; {_reads_like_this()}")
-    if description.get("profile", "lite") not in settings.PROFILES:
-        raise ValueError(f"profile={description['profile']!r} must be one of: {', '.join(settings.PROFILES)}")
-    chosen = description.get("set", {})
-    if not isinstance(chosen, dict):
-        raise ValueError(f"set must be a table; {_reads_like_this()}")
-    tables = [name for name, value in chosen.items() if isinstance(value, dict)]
-    if unknown := sorted(set(tables) - {*description["streams"], *description["methods"]}):
-        raise ValueError(f"[set.{unknown[0]}] is for no stream or method of this grid")
-
-
-def _overrides(chosen: Mapping[str, object], stream: str, method: str) -> dict[str, object]:
+def _overrides(grid: _Grid, stream: str, method: str) -> dict[str, object]:
     """Return the settings of one run: those for all that it has, then those for its stream, then for its method."""
     known = set(presets.names(method))
-    shared = {name: value for name, value in chosen.items() if not isinstance(value, dict) and name in known}
-    return {**shared, **chosen.get(stream, {}), **chosen.get(method, {})}
+    shared = {name: value for name, value in grid.shared.items() if name in known}
+    return {**shared, **grid.own.get(stream, {}), **grid.own.get(method, {})}
 
 
 def _command(
@@ -176,7 +194,7 @@ def _each(
     left = {job.name: job for job in todo}
 
     def attempt(some: Iterable[Job]) -> Iterator[tuple[Job, str | None]]:
-        tasks = (joblib.delayed(run_one)(job, threads, checkpoint_seconds) for job in list(some))
+        tasks = (joblib.delayed(_run_one)(job, threads, checkpoint_seconds) for job in list(some))
         for name, error in parallel()(tasks):
             yield left.pop(name), error
 
@@ -210,7 +228,7 @@ def _backend(workers: int, dask: str | None) -> Iterator[Callable[[], joblib.Par
             config["backend"].client.close()
 
 
-def run_one(job: Job, threads: int, checkpoint_seconds: float) -> tuple[str, str | None]:
+def _run_one(job: Job, threads: int, checkpoint_seconds: float) -> tuple[str, str | None]:
     """Run one job in a worker; return its name and, when it fails, the error as a sentence.
 
     Called again after its worker has died, it goes on from the checkpoint.

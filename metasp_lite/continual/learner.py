@@ -1,6 +1,8 @@
 """What a continual-learning method works with: the network, its optimiser, the stream and where in it training is."""
 
 from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -42,13 +44,13 @@ class Recipe:
 class Batch(NamedTuple):
     """The new examples of one step."""
 
-    index: Tensor  # (B,) int64, where they stand in the stream's images
+    places: Tensor  # (B,) int64, where they stand in the stream's images
     images: Tensor  # (B, C, H, W) uint8
     labels: Tensor  # (B,) int64
     inputs: Tensor  # (B, C, H, W) float32, augmented and normalised
 
 
-class Bfloat16(nn.Sequential):
+class _Bfloat16(nn.Sequential):
     """A sequence of layers that computes in bfloat16 where torch's autocast finds it safe; gives float32."""
 
     def forward(self, inputs: Tensor) -> Tensor:
@@ -66,7 +68,7 @@ class Learner:
         self.generator = torch.Generator().manual_seed(seed)  # all draws, on the CPU: the same on every device
         self.model = self.new_network(seed)
         self.optimizer = self.new_optimizer(self.model)
-        self._compiled: nn.Module | None = None
+        self._compiled: tuple[nn.Module, Callable[[Tensor], Tensor]] | None = None  # a network and what it became
         self.task_number, self.epoch = 0, 0  # both count from 0
 
     @property
@@ -79,14 +81,14 @@ class Learner:
         """Return how many epochs of the task remain, the running one included."""
         return self.recipe.epochs - self.epoch
 
-    def new_network(self, seed: int) -> nn.Module:
+    def new_network(self, seed: int) -> nn.Sequential:
         """Build a network with weights drawn from ``seed``, in training mode."""
         _, channels, height, width = self.stream.images.shape
         model = NETWORKS[self.recipe.network]((channels, height, width), len(self.stream.classes), seed)
         if self.recipe.bf16:
-            model = Bfloat16(OrderedDict(model.named_children()))
+            model = _Bfloat16(OrderedDict(model.named_children()))
         layout = torch.channels_last if self.recipe.channels_last else torch.preserve_format
-        return model.to(self.stream.images.device, memory_format=layout).train()
+        return model.to(self.stream.images.device).to(memory_format=layout).train()
 
     def new_optimizer(self, model: nn.Module) -> torch.optim.SGD:
         """Build the recipe's optimiser for ``model``."""
@@ -111,12 +113,12 @@ class Learner:
 
     def loss(self, inputs: Tensor, labels: Tensor) -> Tensor:
         """Mean cross-entropy over all classes of the stream, ``()``."""
-        model = self.model
+        forward: Callable[[Tensor], Tensor] = self.model
         if self.recipe.compile:
-            if self._compiled is None or self._compiled._orig_mod is not model:
-                self._compiled = torch.compile(model)
-            model = self._compiled
-        return F.cross_entropy(model(inputs), labels)
+            if self._compiled is None or self._compiled[0] is not self.model:
+                self._compiled = self.model, torch.compile(self.model)
+            forward = self._compiled[1]
+        return F.cross_entropy(forward(inputs), labels)
 
     def descend(self, loss: Tensor) -> Tensor:
         """Take one step of the optimiser down ``loss`` and return its value."""
@@ -147,7 +149,7 @@ class Learner:
             "epoch": self.epoch,
         }
 
-    def load_state_dict(self, state: dict) -> None:
+    def load_state_dict(self, state: Mapping) -> None:
         """Go back to where ``state_dict`` was taken."""
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
@@ -158,3 +160,14 @@ class Learner:
 def rehearse(learner: Learner, batch: Batch, images: Tensor, labels: Tensor) -> Examples:
     """Join new examples and uint8 ``images`` from the memory into one set of inputs and labels, new first."""
     return torch.cat([batch.inputs, learner.augmented(images)]), torch.cat([batch.labels, labels])
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Put ``model`` into evaluation mode for a while."""
+    before = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(before)

@@ -5,14 +5,14 @@ import json
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from metasp_lite import results
 from metasp_lite.continual import checkpoint, methods
-from metasp_lite.continual.accuracy import summarise
+from metasp_lite.continual.accuracy import Accuracies, summarise
 from metasp_lite.continual.learner import Recipe
+from metasp_lite.continual.methods.base import MethodSettings
 from metasp_lite.continual.streams import Stream, StreamSettings
-
-Row = list[float]
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Run:
     stream: StreamSettings
     recipe: Recipe
     method: str  # a name in methods.METHODS
-    settings: object  # of the method
+    settings: MethodSettings
     seed: int
 
     def __post_init__(self) -> None:
@@ -34,6 +34,7 @@ class Run:
             raise ValueError(f"{self.method} takes {wanted.__name__}, not {type(self.settings).__name__}")
         if not 0 <= self.seed < 2**63:
             raise ValueError(f"seed={self.seed} must be 0 or more, and below 2**63")
+        part: StreamSettings | Recipe | MethodSettings
         for part in (self.stream, self.recipe, self.settings):
             for name, value in dataclasses.asdict(part).items():
                 if isinstance(value, float) and not math.isfinite(value):
@@ -48,8 +49,8 @@ class Run:
 class Progress:
     """What a run has measured so far."""
 
-    class_incremental: list[Row] = field(default_factory=list)
-    task_incremental: list[Row] = field(default_factory=list)
+    class_incremental: list[Accuracies] = field(default_factory=list)
+    task_incremental: list[Accuracies] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)  # of training, a task
     steps: int = 0
     losses: list[float] = field(default_factory=list)  # mean of an epoch
@@ -58,8 +59,8 @@ class Progress:
     begun_with: dict[str, object] = field(default_factory=results.provenance)
 
 
-def finished(run: Run, out: Path) -> dict[str, object] | None:
-    """Return the result in ``out``, or None where there is none.
+def finished(run: Run, out: Path) -> dict[str, Any] | None:
+    """Return the result in ``out`` as JSON has it, or None where there is none.
 
     Raises:
         ValueError: when it is of another run, or no result at all.

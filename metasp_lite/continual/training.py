@@ -7,23 +7,24 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import filelock
 import torch
 from tqdm.auto import tqdm
 
 from metasp_lite import results
-from metasp_lite.continual import checkpoint, methods, streams
-from metasp_lite.continual.learner import Learner
+from metasp_lite.continual import methods, streams
+from metasp_lite.continual.accuracy import Accuracies
+from metasp_lite.continual.checkpoint import load_checkpoint, save_checkpoint
+from metasp_lite.continual.learner import Learner, evaluating
 from metasp_lite.continual.methods.base import Method
-from metasp_lite.continual.run import Progress, Row, Run, finished, summary
+from metasp_lite.continual.run import Progress, Run, finished, summary
 from metasp_lite.continual.streams import Stream
 from metasp_lite.memory import peak_mib
 
-__all__ = ["InUseError", "Progress", "Run", "Watcher", "finished", "score", "train"]
-P = ParamSpec("P")
-T = TypeVar("T")
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
 Watcher = Callable[[Learner, Method], None]
 
 
@@ -64,7 +65,7 @@ def train(
     watch: Watcher | None = None,
     progress_bar: bool | None = None,
     wait: float = 0.0,
-) -> dict[str, object]:
+) -> dict[str, Any]:
     """Run to the end, or go on with what lies in ``out``; return what ``out/result.json`` then holds.
 
     A checkpoint is written at the end of an epoch when ``checkpoint_seconds`` have passed since the last (0: at every
@@ -91,15 +92,14 @@ def train(
         raise InUseError(f"another process trains in {out}; wait for it, or give another folder") from error
 
 
-def score(learner: Learner) -> tuple[Row, Row]:
+def score(learner: Learner) -> tuple[Accuracies, Accuracies]:
     """Accuracy on the test examples of every task seen: among all classes seen, and among the task's own.
 
     Draws nothing and moves nothing; batch-norm takes its running averages.
     """
-    stream, seen, training = learner.stream, learner.task.classes.stop, learner.model.training
-    learner.model.eval()
+    stream, seen = learner.stream, learner.task.classes.stop
     class_incremental, task_incremental = [], []
-    with torch.no_grad():
+    with torch.no_grad(), evaluating(learner.model):
         for task in stream.tasks[: learner.task_number + 1]:
             right = torch.zeros(2, dtype=torch.int64)
             for index in task.test.split(500):
@@ -110,20 +110,19 @@ def score(learner: Learner) -> tuple[Row, Row]:
                 right[1] += (own == labels).sum().cpu()
             class_incremental.append(int(right[0]) / len(task.test))
             task_incremental.append(int(right[1]) / len(task.test))
-    learner.model.train(training)
     return class_incremental, task_incremental
 
 
 def _train(
     run: Run, out: Path, stream: Stream, checkpoint_seconds: float, watch: Watcher | None, progress_bar: bool | None
-) -> dict[str, object]:
+) -> dict[str, Any]:
     """Go through the tasks: train each for its epochs, close it, score all tasks seen."""
     if stream.images.is_cuda:
         torch.cuda.reset_peak_memory_stats(stream.images.device)
     learner = Learner(stream, run.recipe, run.seed)
     state = _State(learner, methods.METHODS[run.method](learner, run.settings), Progress())
     path, identity = out / "checkpoint.pt", {**run.as_dict(), "images": _fingerprint(stream)}
-    stored = checkpoint.load(path, identity, stream.images.device)
+    stored = load_checkpoint(path, identity, stream.images.device)
     if stored is not None:
         state.load_state_dict(stored)
     method, progress = state.method, state.progress
@@ -148,7 +147,7 @@ def _train(
                 if watch:
                     watch(learner, method)
                 if learner.epoch < epochs and time.monotonic() - saved >= checkpoint_seconds:
-                    checkpoint.save(path, identity, state.state_dict())
+                    save_checkpoint(path, identity, state.state_dict())
                     saved = time.monotonic()
             _timed(progress, method.end_task, learner)
             _require_finite_weights(learner, method)
@@ -156,13 +155,13 @@ def _train(
                 rows.append(row)
             bar.set_postfix(_figures(learner, progress))
             learner.task_number, learner.epoch = learner.task_number + 1, 0
-            checkpoint.save(path, identity, state.state_dict())
+            save_checkpoint(path, identity, state.state_dict())
             saved = time.monotonic()
     results.write(out / "result.json", summary(run, stream, progress, scores_last_only=method.scores_last_only))
     return json.loads((out / "result.json").read_text())
 
 
-def _timed(progress: Progress, function: Callable[P, T], *arguments: P.args, **named: P.kwargs) -> T:
+def _timed(progress: Progress, function: Callable[_P, _T], *arguments: _P.args, **named: _P.kwargs) -> _T:
     """Call a part of the training and add its seconds to those of the task."""
     began = time.perf_counter()
     result = function(*arguments, **named)

@@ -10,12 +10,14 @@ from tqdm import tqdm
 
 from metasp_lite.continual.learner import Learner, Recipe
 from metasp_lite.continual.methods import METHODS
-from metasp_lite.continual.methods.base import Rehearsal
+from metasp_lite.continual.methods.base import MemorySettings, Rehearsal
+from metasp_lite.continual.methods.metasp import MetaSPSettings
 from metasp_lite.continual.streams import Stream, split
 from metasp_lite.images.sets import ImageSet
 
 ROUNDS = {"lite-cnn": 40, "resnet18-20": 12}  # a network's repetitions; the variants take turns within each
 SEED = 0
+_SETTINGS = {"er": MemorySettings(memory=500), "metasp": MetaSPSettings(memory=500)}
 
 
 def study() -> list[dict[str, object]]:
@@ -34,7 +36,7 @@ def measure(network: str, rounds: int) -> list[dict[str, object]]:
     stream = made_up_stream(torch.Generator().manual_seed(SEED))
     seconds: dict[str, list[float]] = {}
     variants = {"bare": bare_step(stream, network), "augmentation": augmentation(stream, network)}
-    variants |= {name: method_step(stream, network, name) for name in ("er", "metasp")}
+    variants |= {name: method_step(stream, network, name) for name in _SETTINGS}
     for repetition in range(rounds + 1):
         for name, step in variants.items():
             start = time.process_time()
@@ -84,7 +86,7 @@ def bare_step(stream: Stream, network: str) -> Callable[[], None]:
 def method_step(stream: Stream, network: str, name: str) -> Callable[[], None]:
     """Return a rehearsing step of a method: fetch, augment, sample the memory, train."""
     learner = Learner(stream, Recipe(network, epochs=1), SEED)
-    method = METHODS[name](learner, METHODS[name].Settings(memory=500))
+    method = METHODS[name](learner, _SETTINGS[name])
     assert isinstance(method, Rehearsal)
     kept = stream.tasks[0].train[:500]
     method.buffer.put(torch.arange(500), stream.images[kept], stream.labels[kept], 0)

@@ -1,6 +1,6 @@
 """The methods of the course, each readable in its ``step``."""
 
-from metasp_lite.continual.methods.base import Method
+from metasp_lite.continual.methods.base import Method, MethodSettings
 from metasp_lite.continual.methods.gdumb import GDumb
 from metasp_lite.continual.methods.gem import AGEM, GEM
 from metasp_lite.continual.methods.gmed import GMED
@@ -9,7 +9,9 @@ from metasp_lite.continual.methods.metasp import MetaSP, MetaSPRehSel
 from metasp_lite.continual.methods.mir_gss import GSS, MIR
 from metasp_lite.continual.methods.replay import ER, ERLate, FineTune, Joint
 
-METHODS: dict[str, type[Method]] = {
+__all__ = ["METHODS", "Method"]
+
+METHODS: dict[str, type[Method[MethodSettings]]] = {
     "fine-tune": FineTune,
     "joint": Joint,
     "er": ER,

@@ -1,22 +1,32 @@
-"""What every continual-learning method is: one step, and what is kept when a task ends."""
+"""What every continual-learning method is: one step, and what is kept when a task ends; and what several share."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Generic, TypeVar
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
 
+from metasp_lite.calculus.losses import cross_entropy
 from metasp_lite.continual.buffer import Buffer
-from metasp_lite.continual.learner import Batch, Learner
+from metasp_lite.continual.learner import Batch, Learner, evaluating
+from metasp_lite.influence.metasp import Examples
+from metasp_lite.influence.pseudo_update import SGDRule
 
 
 @dataclass(frozen=True)
-class NoSettings:
+class MethodSettings:
+    """What the settings of every method derive from."""
+
+
+@dataclass(frozen=True)
+class NoSettings(MethodSettings):
     """The settings of a method that has none."""
 
 
 @dataclass(frozen=True)
-class MemorySettings:
+class MemorySettings(MethodSettings):
     """The settings of a method that rehearses."""
 
     memory: int = 200  # |M|, stored examples
@@ -28,16 +38,21 @@ class MemorySettings:
             raise ValueError(f"memory={self.memory} and memory_batch={self.memory_batch} must be at least 1")
 
 
-class Method:
+# A method only reads its settings: where any method will do, one with settings of its own does too (covariant).
+_S_co = TypeVar("_S_co", bound=MethodSettings, covariant=True)
+M_co = TypeVar("M_co", bound=MemorySettings, covariant=True)
+
+
+class Method(Generic[_S_co]):
     """A method by its ``step``.  State that ``step`` or ``end_task`` changes goes into ``state_dict``, or a resumed run
     would differ from an uninterrupted one.
     """
 
     paper: ClassVar[str]  # who proposed it, where
-    Settings: ClassVar[type] = NoSettings
+    Settings: ClassVar[type[MethodSettings]] = NoSettings
     scores_last_only: ClassVar[bool] = False  # whether only the accuracies after the last task mean anything
 
-    def __init__(self, learner: Learner, settings: object) -> None:
+    def __init__(self, learner: Learner, settings: _S_co) -> None:
         """Prepare for the stream of ``learner``."""
         self.settings = settings
 
@@ -67,13 +82,13 @@ class Method:
         """Restore what ``state_dict`` gave."""
 
 
-class Rehearsal(Method):
+class Rehearsal(Method[M_co]):
     """A method with a memory."""
 
     Settings = MemorySettings
     columns: ClassVar[tuple[str, ...]] = ()  # numbers to keep with each stored example
 
-    def __init__(self, learner: Learner, settings: MemorySettings) -> None:
+    def __init__(self, learner: Learner, settings: M_co) -> None:
         """Prepare an empty memory for the stream's images."""
         super().__init__(learner, settings)
         images = learner.stream.images
@@ -96,3 +111,33 @@ class Rehearsal(Method):
 def plain_step(learner: Learner, batch: Batch) -> Tensor:
     """Descend on the new examples alone."""
     return learner.descend(learner.loss(batch.inputs, batch.labels))
+
+
+def features_of(learner: Learner, index: Tensor) -> Tensor:
+    """Return what the network's last layer sees of the examples ``index (n,)``, in evaluation mode: ``(n, F)``."""
+    body, images = learner.model[:-1], learner.stream.images
+    with torch.no_grad(), evaluating(body):
+        pieces = [body(learner.stream.augmentation.normalise(images[part])) for part in index.split(500)]
+    return torch.cat(pieces)
+
+
+def virtual_step(learner: Learner, examples: Examples) -> dict[str, Tensor]:
+    """Parameters by name after one step on ``examples`` that is not taken: θ' = θ − a ∇ℓ(θ) for plain SGD.
+
+    With momentum or weight decay it is the optimiser's own step, as it would be taken from where it stands now.
+    """
+    parameters: dict[str, Tensor] = dict(learner.model.named_parameters())
+    gradients = torch.autograd.grad(losses_at(learner.model, parameters, examples).mean(), list(parameters.values()))
+    rule = SGDRule.of(learner.optimizer.param_groups[0])
+    moved = {}
+    for (name, parameter), gradient in zip(parameters.items(), gradients, strict=True):
+        momentum = learner.optimizer.state.get(parameter, {}).get("momentum_buffer")
+        momentum = torch.zeros_like(gradient) if momentum is None else momentum
+        moved[name], _ = rule.step(parameter.detach(), momentum, gradient)
+    return moved
+
+
+def losses_at(model: nn.Module, parameters: dict[str, Tensor], examples: Examples) -> Tensor:
+    """Losses ``(n,)`` of ``examples`` with ``parameters`` in place of the model's; its buffers do not move."""
+    scratch = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    return cross_entropy(functional_call(model, parameters | scratch, (examples[0],)), examples[1])

@@ -12,7 +12,7 @@ from metasp_lite.continual.methods.base import MemorySettings, Rehearsal
 
 
 @dataclass(frozen=True)
-class DumbSettings(MemorySettings):
+class GDumbSettings(MemorySettings):
     """How the fresh network is trained; ``memory_batch`` is its batch."""
 
     dumb_epochs: int = 100  # over the memory
@@ -24,7 +24,7 @@ class DumbSettings(MemorySettings):
             raise ValueError(f"dumb_epochs={self.dumb_epochs} must be at least 1")
 
 
-class GDumb(Rehearsal):
+class GDumb(Rehearsal[GDumbSettings]):
     """A greedy balanced memory and, after each task, a network trained from scratch on it: how much do the rest gain?
 
     The recipe's optimiser, with its lr annealed to 0 on one cosine; the paper restarts the cosine and mixes images
@@ -34,7 +34,7 @@ class GDumb(Rehearsal):
     """
 
     paper = "Prabhu et al., GDumb: A Simple Approach that Questions Our Progress in Continual Learning, ECCV 2020"
-    Settings = DumbSettings
+    Settings = GDumbSettings
 
     def examples(self, learner: Learner) -> Tensor:
         """Return the task's examples in its first epoch; the others have nothing to do."""

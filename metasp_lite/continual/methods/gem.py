@@ -1,4 +1,4 @@
-"""Methods that never rehearse a remembered example, but turn each step so that it does not harm the remembered ones."""
+"""GEM and A-GEM never rehearse remembered examples, but turn each step so that it does not harm them."""
 
 import math
 from dataclasses import dataclass
@@ -11,9 +11,9 @@ from torch import Tensor
 from metasp_lite.calculus.losses import check_finite
 from metasp_lite.continual.buffer import balanced_choice
 from metasp_lite.continual.learner import Batch, Learner
-from metasp_lite.continual.methods.base import MemorySettings, Rehearsal, plain_step
+from metasp_lite.continual.methods.base import M_co, MemorySettings, Rehearsal, plain_step
 
-CHUNK = 2**16  # entries of each vector that are made float64 at a time: P may be large
+_CHUNK = 2**16  # entries of each vector that are made float64 at a time: P may be large
 
 
 @dataclass(frozen=True)
@@ -30,13 +30,13 @@ class GEMSettings(MemorySettings):
             raise ValueError(f"margin={self.margin} must be finite and at least 0")
 
 
-class TaskMemory(Rehearsal):
+class _TaskMemory(Rehearsal[M_co]):
     """A memory with an equal share for each task of the stream, drawn when the task ends, even over its classes.
 
     So what is remembered is always of past tasks.  (GEM's authors keep the last examples of a task, A-GEM's draw them.)
     """
 
-    def __init__(self, learner: Learner, settings: MemorySettings) -> None:
+    def __init__(self, learner: Learner, settings: M_co) -> None:
         """Prepare an empty memory.
 
         Raises:
@@ -58,7 +58,7 @@ class TaskMemory(Rehearsal):
         self.buffer.put(self.buffer.free[:count], stream.images[chosen], stream.labels[chosen], learner.task_number)
 
 
-class GEM(TaskMemory):
+class GEM(_TaskMemory[GEMSettings]):
     """Step along the gradient that is nearest to the new examples' own and raises the loss of no past task's memory.
 
     Batch-norm sees the new examples and the memory of each past task as batches of their own, and its running averages
@@ -88,7 +88,7 @@ class GEM(TaskMemory):
         return learner.gradient(learner.loss(learner.augmented(kept.images), kept.labels))
 
 
-class AGEM(TaskMemory):
+class AGEM(_TaskMemory[MemorySettings]):
     """GEM with one constraint, that of a batch drawn from the memory of all past tasks.
 
     Batch-norm as in GEM: two batches, and both move the running averages.
@@ -119,10 +119,10 @@ def project_a_gem(gradient: Tensor, reference: Tensor) -> Tensor:
     check_finite(reference, "the gradient of the memory")
     largest = reference.abs().max()
     unit = reference / torch.where(largest > 0, largest, 1.0)  # no square vanishes or overflows
-    along = inner_products(unit[None], gradient)[0]
+    along = _inner_products(unit[None], gradient)[0]
     if along >= 0:
         return gradient
-    return gradient - float(along / inner_products(unit[None], unit)[0]) * unit
+    return gradient - float(along / _inner_products(unit[None], unit)[0]) * unit
 
 
 def project_gem(gradient: Tensor, references: Tensor, margin: float = 0.5) -> Tensor:
@@ -146,7 +146,7 @@ def project_gem(gradient: Tensor, references: Tensor, margin: float = 0.5) -> Te
     largest = references.abs().amax(dim=1)
     rows, scale = references[largest > 0], largest[largest > 0, None]
     rows = rows / scale  # no square vanishes or overflows
-    if bool((inner_products(rows, gradient) >= 0).all()):
+    if bool((_inner_products(rows, gradient) >= 0).all()):
         return gradient
     start = gradient + margin * references.sum(dim=0)
     r = triangle(torch.cat([rows, start[None]])).cpu().numpy()  # all that is needed of the P numbers of each vector
@@ -155,22 +155,26 @@ def project_gem(gradient: Tensor, references: Tensor, margin: float = 0.5) -> Te
     damped = np.concatenate([r[:, :-1] / lengths, delta * np.eye(len(lengths))])
     solution, _ = nnls(damped, -np.concatenate([r[:, -1], np.zeros(len(lengths))]), maxiter=100 * len(lengths))
     weights = torch.as_tensor(solution / lengths).to(rows.device)
-    pieces = zip(rows.split(CHUNK, dim=1), start.split(CHUNK), strict=True)
+    pieces = zip(rows.split(_CHUNK, dim=1), start.split(_CHUNK), strict=True)
     return torch.cat([(weights @ part.double() + piece).to(gradient) for part, piece in pieces])
 
 
-def inner_products(rows: Tensor, vector: Tensor) -> Tensor:
-    """R v in float64, ``(n,)``, of ``rows (n, P)`` and ``vector (P,)`` in any dtype."""
-    pieces = zip(rows.split(CHUNK, dim=1), vector.split(CHUNK), strict=True)
+def _inner_products(rows: Tensor, vector: Tensor) -> Tensor:
+    """R v in float64, ``(n,)``, of ``rows (n, P)`` and ``vector (P,)`` in any dtype.
+
+    In pieces, for memory; the slow twin is ``rows.double() @ vector.double()``.
+    """
+    pieces = zip(rows.split(_CHUNK, dim=1), vector.split(_CHUNK), strict=True)
     return torch.stack([part.double() @ piece.double() for part, piece in pieces]).sum(dim=0)
 
 
 def triangle(rows: Tensor) -> Tensor:
     """R of Rᵀ = QR, float64 ``(≤ n, n)``: its columns have the lengths and the angles of ``rows (n, P)``, P large.
 
-    The columns of a Gram matrix would know an angle only to the square root of rounding.
+    The columns of a Gram matrix would know an angle only to the square root of rounding.  In pieces, for memory; the
+    slow twin is ``torch.linalg.qr(rows.T.double())``.
     """
     found = rows.new_zeros(0, len(rows), dtype=torch.float64)
-    for part in rows.split(CHUNK, dim=1):
+    for part in rows.split(_CHUNK, dim=1):
         found = torch.linalg.qr(torch.cat([found, part.T.double()]), mode="r").R
     return found

@@ -10,12 +10,11 @@ from torch import Tensor
 
 from metasp_lite.continual.buffer import Memories
 from metasp_lite.continual.learner import Batch, Learner, rehearse
-from metasp_lite.continual.methods.base import MemorySettings, Rehearsal, plain_step
-from metasp_lite.continual.methods.mir_gss import losses_at, virtual_step
+from metasp_lite.continual.methods.base import MemorySettings, Rehearsal, losses_at, plain_step, virtual_step
 
 
 @dataclass(frozen=True)
-class EditSettings(MemorySettings):
+class GMEDSettings(MemorySettings):
     """How far examples are edited.  The paper tunes all three for each data set; these are ours."""
 
     stride: float = 0.1  # α; inputs have deviation 1
@@ -32,7 +31,7 @@ class EditSettings(MemorySettings):
             )
 
 
-class GMED(Rehearsal):
+class GMED(Rehearsal[GMEDSettings]):
     """ER whose remembered examples are edited, just before they are rehearsed, towards what the new batch harms most.
 
     x ← x + α γᵖ ∇ₓ[ℓ(x, θ') − ℓ(x, θ) − β ℓ(x, θ)],  θ' the step on the new batch alone, p the edits of x so far.
@@ -42,10 +41,10 @@ class GMED(Rehearsal):
     """
 
     paper = "Jin et al., Gradient-based Editing of Memory Examples, NeurIPS 2021"
-    Settings = EditSettings
+    Settings = GMEDSettings
     columns: ClassVar[tuple[str, ...]] = ("edits",)  # p
 
-    def __init__(self, learner: Learner, settings: EditSettings) -> None:
+    def __init__(self, learner: Learner, settings: GMEDSettings) -> None:
         """Prepare an empty memory, and a change of the input for each of its slots."""
         super().__init__(learner, settings)
         self.changes = torch.zeros(self.buffer.images.shape, device=self.buffer.images.device)  # units of the input
@@ -57,7 +56,7 @@ class GMED(Rehearsal):
         else:
             model, s = learner.model, self.settings
             kept = self.buffer.sample(s.memory_batch, learner.generator)
-            now = dict(model.named_parameters())
+            now: dict[str, Tensor] = dict(model.named_parameters())
             moved = virtual_step(learner, (batch.inputs, batch.labels))
             inputs = learner.stream.augmentation.normalise(self.pixels(learner, kept))
             edited = edit(
@@ -94,10 +93,10 @@ class GMED(Rehearsal):
         self.changes.copy_(state["changes"])
 
 
-Losses = Callable[[Tensor], Tensor]  # inputs (k, …) -> losses (k,)
+_LossesOf = Callable[[Tensor], Tensor]  # inputs (k, …) -> losses (k,)
 
 
-def edit(inputs: Tensor, now: Losses, after: Losses, strides: Tensor, regularisation: float) -> Tensor:
+def edit(inputs: Tensor, now: _LossesOf, after: _LossesOf, strides: Tensor, regularisation: float) -> Tensor:
     """x + s ∇ₓ[ℓ'(x) − (1 + β) ℓ(x)] for each of ``inputs (k, …)``, with ``strides`` s ``(k,)``.
 
     ``now`` is ℓ, ``after`` ℓ', β ``regularisation``.  Where batch-norm mixes the examples, ∇ₓ is that of their sum.

@@ -2,8 +2,7 @@
 
 import copy
 import math
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -11,14 +10,12 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from metasp_lite.calculus.losses import check_finite, cross_entropy
-from metasp_lite.continual.learner import Batch, Learner, rehearse
-from metasp_lite.continual.methods.base import MemorySettings, Rehearsal
-from metasp_lite.continual.methods.metasp import features_of
-from metasp_lite.continual.methods.mir_gss import virtual_step
+from metasp_lite.continual.learner import Batch, Learner, evaluating, rehearse
+from metasp_lite.continual.methods.base import MemorySettings, Rehearsal, features_of, virtual_step
 
 
 @dataclass(frozen=True)
-class AnchorSettings(MemorySettings):
+class HALSettings(MemorySettings):
     """How anchors are learnt and how much they hold."""
 
     anchoring: float = 0.1  # λ
@@ -40,7 +37,7 @@ class AnchorSettings(MemorySettings):
             )
 
 
-class HAL(Rehearsal):
+class HAL(Rehearsal[HALSettings]):
     """ER that also keeps the logits at anchors: one input for each class seen, learnt when its task ends.
 
     Step:  θ ← θ − a ∇[ℓ(B) + λ mean_e,c (f_c(e, θ) − f_c(e, θ'))²],  θ' the plain ER step, held fixed in the
@@ -56,9 +53,9 @@ class HAL(Rehearsal):
     """
 
     paper = "Chaudhry et al., Using Hindsight to Anchor Past Knowledge in Continual Learning, AAAI 2021"
-    Settings = AnchorSettings
+    Settings = HALSettings
 
-    def __init__(self, learner: Learner, settings: AnchorSettings) -> None:
+    def __init__(self, learner: Learner, settings: HALSettings) -> None:
         """Prepare an empty memory and no anchors."""
         super().__init__(learner, settings)
         images = learner.stream.images
@@ -94,7 +91,7 @@ class HAL(Rehearsal):
                 anchors = leaves.detach() + s.anchor_lr * slope / length
         self.anchors = torch.cat([self.anchors, check_finite(anchors, "an anchor")])
 
-    def tuned(self, learner: Learner) -> nn.Module:
+    def tuned(self, learner: Learner) -> nn.Sequential:
         """Return a copy of the network, trained on what the memory has of earlier tasks, or else on all it has."""
         model = copy.deepcopy(learner.model)
         optimizer = learner.new_optimizer(model)
@@ -141,13 +138,3 @@ def drift(model: nn.Module, moved: Mapping[str, Tensor], anchors: Tensor) -> Ten
         with torch.no_grad():
             ahead = functional_call(model, dict(moved), (anchors,))
         return (model(anchors) - ahead).square().mean()
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Put ``model`` into evaluation mode for a while."""
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train()

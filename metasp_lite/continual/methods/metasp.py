@@ -11,11 +11,11 @@ from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor
 
 from metasp_lite.continual.learner import Batch, Learner, rehearse
-from metasp_lite.continual.methods.base import plain_step
+from metasp_lite.continual.methods.base import features_of, plain_step
 from metasp_lite.continual.methods.replay import ERLate, LateSettings
 from metasp_lite.influence import metasp
 
-VARIANTS = {"paper": metasp.paper, "official": metasp.official}
+_VARIANTS = {"paper": metasp.paper, "official": metasp.official}
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,8 @@ class MetaSPSettings(LateSettings):
     def __post_init__(self) -> None:
         """Refuse variants that do not exist."""
         super().__post_init__()
-        if self.variant not in VARIANTS:
-            raise ValueError(f"variant={self.variant!r} does not exist; give one of: {', '.join(VARIANTS)}")
+        if self.variant not in _VARIANTS:
+            raise ValueError(f"variant={self.variant!r} does not exist; give one of: {', '.join(_VARIANTS)}")
         if self.pseudo_steps < 1 or self.validation < 0:
             raise ValueError(f"pseudo_steps={self.pseudo_steps} must be at least 1, validation={self.validation} 0")
 
@@ -44,7 +44,7 @@ class MetaSPSettings(LateSettings):
         return self.validation or max(self.memory // 10, 1)
 
 
-class MetaSP(ERLate):
+class MetaSP(ERLate[MetaSPSettings]):
     """Weigh new and remembered examples by their fused influence on stability and plasticity."""
 
     paper = "Sun et al., Exploring Example Influence in Continual Learning, NeurIPS 2022 (Ours)"
@@ -72,13 +72,13 @@ class MetaSP(ERLate):
             rehearse(learner, batch, kept.images, kept.labels),
             (stream.augmentation.normalise(old.images), old.labels),
             (stream.augmentation.normalise(stream.images[new]), stream.labels[new]),
-            variant=VARIANTS[self.settings.variant],
+            variant=_VARIANTS[self.settings.variant],
             pseudo_steps=self.settings.pseudo_steps,
         )
         fused = self.last_step.fusion.influence
-        self.influence[batch.index] += fused[: len(batch.index)]
-        self.scored[batch.index] += 1
-        self.buffer.columns["influence"][kept.slots] += fused[len(batch.index) :]
+        self.influence[batch.places] += fused[: len(batch.places)]
+        self.scored[batch.places] += 1
+        self.buffer.columns["influence"][kept.slots] += fused[len(batch.places) :]
         self.buffer.columns["scored"][kept.slots] += 1
         return self.last_step.losses.mean()
 
@@ -117,15 +117,6 @@ class MetaSPRehSel(MetaSP):
 def mean_influence(total: Tensor, count: Tensor) -> Tensor:
     """Mean I* of each example ``(n,)``; one that was never scored counts as neutral, 0, neither helpful nor harmful."""
     return total / count.clamp(min=1)
-
-
-def features_of(learner: Learner, index: Tensor) -> Tensor:
-    """Return what the network's last layer sees of the examples ``index (n,)``, in evaluation mode: ``(n, F)``."""
-    body, images = learner.model[:-1].eval(), learner.stream.images
-    with torch.no_grad():
-        pieces = [body(learner.stream.augmentation.normalise(images[part])) for part in index.split(500)]
-    body.train()
-    return torch.cat(pieces)
 
 
 def one_of_each_cluster(features: Tensor, harm: Tensor, count: int, generator: torch.Generator) -> Tensor:

@@ -6,21 +6,17 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.nn import functional as F
 
 from metasp_lite.calculus.losses import (
     ExampleLosses,
     check_finite,
-    cross_entropy,
     flatten_parameters,
     per_example_gradients,
 )
-from metasp_lite.continual.learner import Batch, Learner, rehearse
-from metasp_lite.continual.methods.base import MemorySettings, Rehearsal, plain_step
+from metasp_lite.continual.learner import Batch, Learner, evaluating, rehearse
+from metasp_lite.continual.methods.base import MemorySettings, Rehearsal, losses_at, plain_step, virtual_step
 from metasp_lite.continual.methods.replay import ER
-from metasp_lite.influence.metasp import Examples
-from metasp_lite.influence.pseudo_update import SGDRule
 
 
 @dataclass(frozen=True)
@@ -36,7 +32,7 @@ class MIRSettings(MemorySettings):
             raise ValueError(f"candidates={self.candidates} must be at least memory_batch={self.memory_batch}")
 
 
-class MIR(Rehearsal):
+class MIR(Rehearsal[MIRSettings]):
     """ER that rehearses those of some random candidates whose loss a step on the new examples would raise most.
 
     Every pass but the real step's takes batch statistics where the network has batch-norm (the new examples are one
@@ -78,28 +74,6 @@ def most_interfered(before: Tensor, after: Tensor, k: int) -> Tensor:
     return (after - before).argsort(descending=True, stable=True)[:k]
 
 
-def virtual_step(learner: Learner, examples: Examples) -> dict[str, Tensor]:
-    """Parameters by name after one step on ``examples`` that is not taken: θ' = θ − a ∇ℓ(θ) for plain SGD.
-
-    With momentum or weight decay it is the optimiser's own step, as it would be taken from where it stands now.
-    """
-    parameters = dict(learner.model.named_parameters())
-    gradients = torch.autograd.grad(losses_at(learner.model, parameters, examples).mean(), list(parameters.values()))
-    rule = SGDRule.of(learner.optimizer.param_groups[0])
-    moved = {}
-    for (name, parameter), gradient in zip(parameters.items(), gradients, strict=True):
-        momentum = learner.optimizer.state.get(parameter, {}).get("momentum_buffer")
-        momentum = torch.zeros_like(gradient) if momentum is None else momentum
-        moved[name], _ = rule.step(parameter.detach(), momentum, gradient)
-    return moved
-
-
-def losses_at(model: nn.Module, parameters: dict[str, Tensor], examples: Examples) -> Tensor:
-    """Losses ``(n,)`` of ``examples`` with ``parameters`` in place of the model's; its buffers do not move."""
-    scratch = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    return cross_entropy(functional_call(model, parameters | scratch, (examples[0],)), examples[1])
-
-
 @dataclass(frozen=True)
 class GSSSettings(MemorySettings):
     """GSS's settings."""
@@ -113,7 +87,7 @@ class GSSSettings(MemorySettings):
             raise ValueError(f"compared={self.compared} must be at least 1")
 
 
-class GSS(ER):
+class GSS(ER[GSSSettings]):
     """ER with a memory whose gradients point in many directions (the greedy variant).
 
     An example's score is 1 + the largest cosine of its gradient with those of a few stored ones, taken when it is
@@ -133,10 +107,10 @@ class GSS(ER):
         scores = torch.ones(len(batch.labels))  # with nothing to compare with: as if at a right angle
         if len(self.buffer):
             compared = self.buffer.sample(self.settings.compared, learner.generator)
-            references = example_gradients(learner, compared.images, compared.labels)
+            references = _example_gradients(learner, compared.images, compared.labels)
             size = max(2**26 // references.shape[1], 1)  # as many gradients at a time as take 256 MiB
             pieces = zip(batch.images.split(size), batch.labels.split(size), strict=True)
-            scores = torch.cat([cosine_scores(example_gradients(learner, *p), references) for p in pieces]).cpu()
+            scores = torch.cat([cosine_scores(_example_gradients(learner, *p), references) for p in pieces]).cpu()
         stored = self.buffer.columns["score"]
         placed = greedy_placement(stored.cpu(), self.buffer.free, scores, learner.generator)
         slots, chosen = (torch.tensor(list(x), dtype=torch.int64) for x in (placed, placed.values()))
@@ -146,16 +120,16 @@ class GSS(ER):
         stored[slots] = scores[chosen].to(there)
 
 
-def example_gradients(learner: Learner, images: Tensor, labels: Tensor) -> Tensor:
+def _example_gradients(learner: Learner, images: Tensor, labels: Tensor) -> Tensor:
     """∇ of the loss of each of the uint8 ``images (n, C, H, W)``, in evaluation mode: ``(n, P)``.
 
-    Always in float32: torch's vmap has no batch-norm of bfloat16 inputs.
+    The slow twin takes ``learner.gradient`` of one example after another.  Always in float32: torch's vmap has no
+    batch-norm of bfloat16 inputs.
     """
-    inputs = learner.stream.augmentation.normalise(images)
-    losses = ExampleLosses(nn.Sequential(OrderedDict(learner.model.eval().named_children())), inputs, labels)
-    gradients = per_example_gradients(losses, flatten_parameters(learner.model))
-    learner.model.train()
-    return gradients
+    with evaluating(learner.model):
+        inputs = learner.stream.augmentation.normalise(images)
+        losses = ExampleLosses(nn.Sequential(OrderedDict(learner.model.named_children())), inputs, labels)
+        return per_example_gradients(losses, flatten_parameters(learner.model))
 
 
 def cosine_scores(gradients: Tensor, references: Tensor) -> Tensor:

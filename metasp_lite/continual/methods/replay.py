@@ -1,16 +1,17 @@
 """The reference points (fine-tuning, joint training) and plain rehearsal."""
 
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from metasp_lite.continual.buffer import balanced_choice
 from metasp_lite.continual.learner import Batch, Learner, rehearse
-from metasp_lite.continual.methods.base import MemorySettings, Method, Rehearsal, plain_step
+from metasp_lite.continual.methods.base import M_co, MemorySettings, Method, NoSettings, Rehearsal, plain_step
 
 
-class FineTune(Method):
+class FineTune(Method[NoSettings]):
     """Train on each task as if there had been none before: the lower reference."""
 
     paper = "the lower reference of all papers"
@@ -20,7 +21,7 @@ class FineTune(Method):
         return plain_step(learner, batch)
 
 
-class Joint(Method):
+class Joint(Method[NoSettings]):
     """Train on the examples of all tasks at once, in place of the last task: the upper reference."""
 
     paper = "the upper reference of all papers"
@@ -36,18 +37,15 @@ class Joint(Method):
         return plain_step(learner, batch)
 
 
-class ER(Rehearsal):
+class ER(Rehearsal[M_co]):
     """Experience replay: beside each new batch one from a memory that reservoir sampling fills."""
 
     paper = "Chaudhry et al., On Tiny Episodic Memories in Continual Learning, 2019"
 
     def step(self, learner: Learner, batch: Batch) -> Tensor:
         """Descend on new and remembered examples together."""
-        if not len(self.buffer):
-            loss = plain_step(learner, batch)
-        else:
-            kept = self.buffer.sample(self.settings.memory_batch, learner.generator)
-            loss = learner.descend(learner.loss(*rehearse(learner, batch, kept.images, kept.labels)))
+        kept = self.buffer.sample(self.settings.memory_batch, learner.generator)
+        loss = learner.descend(learner.loss(*rehearse(learner, batch, kept.images, kept.labels)))
         self.offer(learner, batch)
         return loss
 
@@ -65,7 +63,10 @@ class LateSettings(MemorySettings):
             raise ValueError(f"late_epochs={self.late_epochs} must be at least 1")
 
 
-class ERLate(Rehearsal):
+_L_co = TypeVar("_L_co", bound=LateSettings, covariant=True)
+
+
+class ERLate(Rehearsal[_L_co]):
     """ER on MetaSP's schedule and with its memory, but plain weights: separates the schedule from the influence.
 
     Most epochs of a task train on new examples alone; only the last ones rehearse.  After task t the memory gives

@@ -16,19 +16,15 @@ import joblib
 import pytest
 import torch
 from dask.distributed import Client
-from helpers.tiny_stream import SETTINGS, make_folder
+from helpers.tiny_stream import SAME, SETTINGS, make_folder
 from joblib.externals.loky import reusable_executor
 
 from metasp_lite import __main__ as program
+from metasp_lite import settings
 from metasp_lite.continual import grid, training
+from metasp_lite.continual.run import Run
 
-SAME = ("run", "accuracy_class_incremental", "accuracy_task_incremental", "epoch_losses", "steps")
 FEW = {name: SETTINGS[name] for name in ("epochs", "batch", "lr", "momentum")}
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
-    return make_folder(tmp_path_factory.mktemp("images"))
 
 
 @pytest.fixture(autouse=True)
@@ -152,7 +148,7 @@ def test_a_grid_that_asks_for_what_is_not_there_runs_nothing(changed, sentence, 
 
 def test_the_example_in_the_help_is_a_grid(tmp_path):
     path = tmp_path / "grid.toml"
-    path.write_text(grid.EXAMPLE)
+    path.write_text(settings.GRID_EXAMPLE.read_text(encoding="utf-8"), encoding="utf-8")
     assert len(grid.read_grid(path, tmp_path)) == 1 * 2 * 2 * 3
     path.write_text("streams = [")
     with pytest.raises(ValueError, match=r"grid\.toml: "):
@@ -193,7 +189,7 @@ def test_a_defect_in_one_run_does_not_stop_the_others(folder, tmp_path, monkeypa
     jobs = grid.read_grid(file_of(tmp_path / "grid.toml", folder, ["fine-tune"], [1, 2, 3]), tmp_path / "out")
     original = grid.train
 
-    def sometimes(run: training.Run, *positional: object, **named: object) -> dict:
+    def sometimes(run: Run, *positional: object, **named: object) -> dict:
         if run.seed == 2:
             raise RuntimeError("shapes differ")
         return original(run, *positional, **named)

@@ -16,13 +16,14 @@ from metasp_lite.continual import presets, streams
 from metasp_lite.continual.buffer import Memories
 from metasp_lite.continual.learner import Learner, Recipe
 from metasp_lite.continual.methods.base import MemorySettings
-from metasp_lite.continual.methods.gmed import GMED, EditSettings, edit
+from metasp_lite.continual.methods.gmed import GMED, GMEDSettings, edit
 from metasp_lite.continual.methods.replay import ER, FineTune
-from metasp_lite.continual.training import Run, train
+from metasp_lite.continual.run import Run
+from metasp_lite.continual.training import train
 from metasp_lite.images import sets
 from metasp_lite.networks import toy_mlp
 
-SETTINGS = EditSettings(memory=50, memory_batch=16)
+SETTINGS = GMEDSettings(memory=50, memory_batch=16)
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +95,7 @@ def test_edited_examples_suffer_more_and_a_strong_regularisation_makes_them_easi
 @pytest.mark.parametrize("network", ["mlp", "lite-cnn"])
 def test_step_is_the_papers(stream, network):
     """Written out with copies: torch's own SGD for the look-ahead, an edit, a plain step on the edited examples."""
-    settings = EditSettings(memory=50, memory_batch=16, stride=0.7, decay=0.5, regularisation=0.2)
+    settings = GMEDSettings(memory=50, memory_batch=16, stride=0.7, decay=0.5, regularisation=0.2)
     recipe = {"network": network, "lr": 0.05, "momentum": 0.9, "weight_decay": 0.01, "nesterov": True}
     learner, method = new(stream, settings, **recipe)
     learner.epoch = 1  # nothing is offered
@@ -136,7 +137,7 @@ def test_without_a_stride_it_is_experience_replay_bit_for_bit(moving, network):
     states = []
     for method in (GMED, ER):
         learner = Learner(moving, Recipe(network, 1, momentum=0.9), 5)
-        chosen = EditSettings(memory=50, memory_batch=16, stride=0) if method is GMED else MemorySettings(50, 16)
+        chosen = GMEDSettings(memory=50, memory_batch=16, stride=0) if method is GMED else MemorySettings(50, 16)
         method = method(learner, chosen)
         for index in learner.batches(learner.task.train):
             method.step(learner, learner.batch(index))
@@ -164,7 +165,7 @@ def test_edits_move_with_the_image_and_black_comes_in_beside_them(moving):
 
 
 def test_a_new_example_begins_unedited_and_the_others_keep_their_edits(stream):
-    learner, method = new(stream, EditSettings(memory=20, memory_batch=4))
+    learner, method = new(stream, GMEDSettings(memory=20, memory_batch=4))
     method.changes.fill_(1)
     method.buffer.columns["edits"].fill_(3)
     before = method.buffer.images.clone()
@@ -186,7 +187,7 @@ def test_a_new_example_begins_unedited_and_the_others_keep_their_edits(stream):
 @pytest.mark.parametrize("wrong", [{"stride": -0.1}, {"decay": 0.0}, {"decay": 1.1}, {"regularisation": float("nan")}])
 def test_settings_that_edit_the_wrong_way_are_refused(wrong):
     with pytest.raises(ValueError, match=rf"{next(iter(wrong))}="):
-        EditSettings(**wrong)
+        GMEDSettings(**wrong)
 
 
 # -------------------------------------------------------------------------------------------------------- whole runs
@@ -201,5 +202,5 @@ def test_it_learns_more_than_fine_tuning(stream, tmp_path):
 
 @pytest.mark.parametrize("stop", [(1, 2), (3, 1)])
 def test_it_goes_on_as_if_never_stopped(stream, tmp_path, stop):
-    run = run_of("gmed", EditSettings(memory=50, memory_batch=16, stride=1.0, decay=0.95), epochs=2)
+    run = run_of("gmed", GMEDSettings(memory=50, memory_batch=16, stride=1.0, decay=0.95), epochs=2)
     assert_goes_on_as_if_never_stopped(run, tmp_path, stream, stop)

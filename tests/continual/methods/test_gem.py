@@ -1,96 +1,24 @@
 """GEM and A-GEM: the projections against other solvers, and runs that remember."""
 
-import functools
-import tempfile
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
 from helpers.analytic import randn
+from helpers.small_fashion import assert_learns, assert_resumes, learner_in_second_task, small_run, small_stream
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import lsq_linear, minimize
 
-from metasp_lite.continual import methods, streams
+from metasp_lite.continual import methods
 from metasp_lite.continual.learner import Learner, Recipe
 from metasp_lite.continual.methods import gem
 from metasp_lite.continual.methods.gem import AGEM, GEM, GEMSettings, project_a_gem, project_gem, triangle
-from metasp_lite.continual.run import Run
-from metasp_lite.continual.training import train
-from metasp_lite.images import sets
 
 ROUNDING = 1e-10  # of float64 sums of at most ten numbers near 1, through a T×T problem that may square its condition
 
 
 def vector(*entries):
     return torch.tensor(entries, dtype=torch.float64)
-
-
-# Runs on a small stream, of these methods and of those in test_selection.
-
-
-@functools.cache
-def small_stream(per_class=100):
-    """Five pairs of Fashion-MNIST's classes."""
-    parts = (sets.load("fashion-mnist", part, source="bundled") for part in ("train", "test"))
-    train_part, test_part = (sets.first_per_class(p, n) for p, n in zip(parts, (per_class, 50), strict=True))
-    device = torch.device("cpu")
-    return streams.split(train_part, test_part, classes_per_task=2, device=device)
-
-
-def small_run(name, out, *, network="mlp", epochs=5, stream=None, watch=None, **chosen):
-    made_by = streams.StreamSettings("fashion-mnist", 2)
-    run = Run(made_by, Recipe(network, epochs, lr=0.05), name, methods.METHODS[name].Settings(**chosen), seed=3)
-    stream = stream or small_stream()
-    return train(run, out, stream=stream, checkpoint_seconds=0, watch=watch, progress_bar=False)
-
-
-@functools.cache
-def fine_tuned():
-    with tempfile.TemporaryDirectory() as out:
-        return small_run("fine-tune", Path(out))["class_incremental"]["a_inf"]
-
-
-def assert_learns(name, margin, out):
-    """The method ends ``margin`` above fine-tuning, which ends at chance, 1/5: it knows the last task alone."""
-    lower = fine_tuned()
-    assert 0.15 < lower < 0.21
-    assert small_run(name, out)["class_incremental"]["a_inf"] > lower + margin
-
-
-class Stop(Exception):
-    """Somebody pulls the plug."""
-
-
-def assert_resumes(name, out, **chosen):
-    """Stopped in the middle of the third task and begun again, a run gives the same numbers, bit for bit."""
-    chosen = {"epochs": 3, "stream": small_stream(per_class=40), **chosen}
-    uninterrupted = small_run(name, out / "whole", **chosen)
-
-    def stop(learner, method):
-        if (learner.task_number, learner.epoch) == (2, 2):  # the checkpoint in place is that of (2, 1)
-            raise Stop
-
-    with pytest.raises(Stop):
-        small_run(name, out / "parts", watch=stop, **chosen)
-    resumed = small_run(name, out / "parts", **chosen)
-    assert resumed["resumed"]
-    assert not uninterrupted["resumed"]
-    for what in ("accuracy_class_incremental", "accuracy_task_incremental", "epoch_losses", "steps"):
-        assert resumed[what] == uninterrupted[what]
-
-
-def learner_in_second_task(method_type, chosen, *, network="mlp", **recipe):
-    """A learner that has trained one epoch of the first task, and its method, and the first batch of the second."""
-    stream = small_stream()
-    learner = Learner(stream, Recipe(network, 1, **recipe), seed=5)
-    method = method_type(learner, chosen)
-    for index in learner.batches(learner.task.train):
-        method.step(learner, learner.batch(index))
-    method.end_task(learner)
-    learner.task_number = 1
-    return learner, method, learner.batch(learner.batches(learner.task.train)[0])
 
 
 # GEM's projection
@@ -193,7 +121,7 @@ def test_projections_of_single_precision_use_double_inside():
 
 
 def test_triangle_keeps_lengths_and_angles_in_pieces(monkeypatch):
-    monkeypatch.setattr(gem, "CHUNK", 7)
+    monkeypatch.setattr(gem, "_CHUNK", 7)
     rows = randn(3, 50, seed=0)
     found = triangle(rows)
     torch.testing.assert_close(found.T @ found, rows @ rows.T, rtol=0, atol=1e-13)
@@ -204,7 +132,7 @@ def test_projections_are_the_same_in_pieces(monkeypatch):
     g, references = randn(50, seed=1), randn(4, 50, seed=2)
     whole = project_gem(g, references), project_a_gem(g, -g + references[0])
     assert not any(torch.equal(each, g) for each in whole)
-    monkeypatch.setattr(gem, "CHUNK", 7)
+    monkeypatch.setattr(gem, "_CHUNK", 7)
     for each, again in zip(whole, (project_gem(g, references), project_a_gem(g, -g + references[0])), strict=True):
         torch.testing.assert_close(again, each, rtol=0, atol=ROUNDING)
 

@@ -5,15 +5,13 @@ import shutil
 
 import pytest
 import torch
+from helpers.made_up_streams import noise_stream, same
 from torch import nn
 from torch.nn import functional as F
 
 from metasp_lite.continual.learner import Learner, Recipe, rehearse
-from metasp_lite.continual.streams import split
-from metasp_lite.images.sets import ImageSet
 from metasp_lite.networks import NETWORKS
 
-CPU = torch.device("cpu")
 RULES = {
     "plain": {"lr": 0.1},
     "momentum": {"lr": 0.05, "momentum": 0.9, "weight_decay": 0.01},
@@ -22,28 +20,8 @@ RULES = {
 EACH_RULE = pytest.mark.parametrize("rule", RULES.values(), ids=RULES.keys())
 
 
-def noise_stream(*, classes=6, per_class=10, classes_per_task=2, shape=(1, 8, 8), padding=1, flip=True, seed=0):
-    """Images of noise; each class is brighter in a row of its own, so that a network can learn them."""
-    draw = torch.Generator().manual_seed(seed)
-
-    def part(count):
-        labels = torch.arange(classes).repeat_interleave(count)
-        images = torch.randint(0, 160, (len(labels), *shape), generator=draw)
-        images[torch.arange(len(labels)), :, labels % shape[1]] += 95
-        return ImageSet(images.to(torch.uint8), labels, tuple(map(str, range(classes))), "noise", "made up")
-
-    train, test = part(per_class), part(4)
-    return split(train, test, classes_per_task=classes_per_task, padding=padding, flip=flip, device=CPU)
-
-
 def parameters(model):
     return [parameter.detach().clone() for parameter in model.parameters()]
-
-
-def same(model, other):
-    """Whether two networks are equal bit for bit, their running averages too."""
-    mine, yours = model.state_dict(), other.state_dict()
-    return mine.keys() == yours.keys() and all(torch.equal(mine[name], yours[name]) for name in mine)
 
 
 @pytest.mark.parametrize(
@@ -109,7 +87,7 @@ def test_a_batch_holds_what_lies_at_its_places():
     learner = Learner(stream, Recipe("mlp", 1), seed=3)
     index = torch.tensor([50, 3, 17])
     batch = learner.batch(index)
-    assert torch.equal(batch.index, index)
+    assert torch.equal(batch.places, index)
     assert torch.equal(batch.images, stream.images[index])
     assert torch.equal(batch.labels, stream.labels[index])
     assert torch.equal(batch.inputs, stream.augmentation(stream.images[index], torch.Generator().manual_seed(3)))

@@ -12,12 +12,13 @@ from hypothesis import strategies as st
 
 from metasp_lite.continual import presets, streams
 from metasp_lite.continual.learner import Learner, Recipe
-from metasp_lite.continual.methods.gdumb import DumbSettings, GDumb, greedy_slot
+from metasp_lite.continual.methods.gdumb import GDumb, GDumbSettings, greedy_slot
 from metasp_lite.continual.methods.replay import FineTune
-from metasp_lite.continual.training import Run, score, train
+from metasp_lite.continual.run import Run
+from metasp_lite.continual.training import score, train
 from metasp_lite.images import sets
 
-SETTINGS = DumbSettings(memory=50, dumb_epochs=20)
+SETTINGS = GDumbSettings(memory=50, dumb_epochs=20)
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +109,7 @@ def test_memory_is_even_after_each_task_and_holds_what_was_offered(stream):
 
 def test_of_two_examples_for_one_slot_the_later_stays(stream):
     """One slot, classes 0, 1, 0 in one batch: each new class drives out the last."""
-    learner, method = new(stream, DumbSettings(memory=1))
+    learner, method = new(stream, GDumbSettings(memory=1))
     index = torch.stack([(stream.labels == c).nonzero()[k, 0] for k, c in enumerate((0, 1, 0))])
     method.step(learner, learner.batch(index))
     assert method.buffer.labels.tolist() == [0]
@@ -159,7 +160,7 @@ def _first(model):
 
 
 def test_two_networks_begin_from_different_weights(stream):
-    learner, method = new(stream, DumbSettings(memory=50, dumb_epochs=1), lr=1e-30)
+    learner, method = new(stream, GDumbSettings(memory=50, dumb_epochs=1), lr=1e-30)
     method.step(learner, learner.batch(stream.tasks[0].train[:32]))
     starts = [_first(learner.model).detach().clone()]
     for _ in range(2):
@@ -170,7 +171,7 @@ def test_two_networks_begin_from_different_weights(stream):
 
 def test_rate_follows_half_a_cosine(stream, monkeypatch):
     """One batch an epoch: 1, (2+√2)/4, 1/2, (2−√2)/4 of the recipe's."""
-    learner, method = new(stream, DumbSettings(memory=20, dumb_epochs=4))
+    learner, method = new(stream, GDumbSettings(memory=20, dumb_epochs=4))
     method.step(learner, learner.batch(stream.tasks[0].train[:40]))
     rates, descend = [], learner.descend
     monkeypatch.setattr(
@@ -189,7 +190,7 @@ def test_divergence_is_reported(stream):
 
 def test_settings_that_train_nothing_are_refused():
     with pytest.raises(ValueError, match="dumb_epochs=0 must be at least 1"):
-        DumbSettings(dumb_epochs=0)
+        GDumbSettings(dumb_epochs=0)
 
 
 # -------------------------------------------------------------------------------------------------------- whole runs

@@ -5,28 +5,25 @@ from collections import Counter, defaultdict
 
 import pytest
 import torch
+from helpers.made_up_streams import CPU, counted_stream, follow, memory_after_each_task, noise_stream, same
 from scipy import stats
 from sklearn.cluster import KMeans, MiniBatchKMeans
 from sklearn.datasets import make_blobs
-from test_learner import noise_stream, same
-from test_replay import counted_stream, follow, memory_after_each_task
 from torch.nn import functional as F
 
 from metasp_lite.continual import streams
 from metasp_lite.continual.learner import Learner, Recipe
-from metasp_lite.continual.methods.base import MemorySettings, NoSettings
+from metasp_lite.continual.methods.base import MemorySettings, NoSettings, features_of
 from metasp_lite.continual.methods.metasp import (
     MetaSP,
     MetaSPRehSel,
     MetaSPSettings,
-    features_of,
     mean_influence,
     one_of_each_cluster,
 )
 from metasp_lite.continual.methods.replay import ER, ERLate, FineTune, Joint, LateSettings
 from metasp_lite.influence import metasp
 
-CPU = torch.device("cpu")
 # A chi-square test fails a correct program for this share of the seeds; the seeds here are fixed and do not.
 FALSE_ALARMS = 1e-4
 BOTH = pytest.mark.parametrize("kind", [MetaSP, MetaSPRehSel])
@@ -103,10 +100,10 @@ def test_scores_are_the_running_sums_of_the_right_examples_and_slots(kind):
         if drawn:
             (kept,) = [memories for memories in drawn if len(memories.slots) == 5]
             scores = method.last_step.fusion.influence.tolist()
-            assert len(scores) == len(batch.index) + 5
-            for example, score in zip(batch.index.tolist(), scores, strict=False):
+            assert len(scores) == len(batch.places) + 5
+            for example, score in zip(batch.places.tolist(), scores, strict=False):
                 new[example].append(score)
-            for slot, score in zip(kept.slots.tolist(), scores[len(batch.index) :], strict=True):
+            for slot, score in zip(kept.slots.tolist(), scores[len(batch.places) :], strict=True):
                 old[slot].append(score)
         return shown
 

@@ -5,32 +5,15 @@ from collections import Counter
 
 import pytest
 import torch
+from helpers.made_up_streams import counted_stream, follow, memory_after_each_task, noise_stream, same
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_learner import noise_stream, same
 from torch.nn import functional as F
 
 from metasp_lite.continual.learner import Learner, Recipe
-from metasp_lite.continual.methods.base import MemorySettings, Method, NoSettings
+from metasp_lite.continual.methods.base import MemorySettings, Method, NoSettings, plain_step
 from metasp_lite.continual.methods.replay import ER, ERLate, FineTune, Joint, LateSettings
-from metasp_lite.continual.streams import split
-from metasp_lite.images.sets import ImageSet
 from metasp_lite.networks import NETWORKS
-
-CPU = torch.device("cpu")
-
-
-def follow(learner, method, *, tasks=None, each_epoch=lambda: None):
-    """Train as the trainer does, without its files."""
-    for number in range(tasks or len(learner.stream.tasks)):
-        learner.task_number, learner.epoch = number, 0
-        method.begin_task(learner)
-        while learner.epoch < learner.recipe.epochs:
-            each_epoch()
-            for index in learner.batches(method.examples(learner)):
-                method.step(learner, learner.batch(index))
-            learner.epoch += 1
-        method.end_task(learner)
 
 
 def by_hand(stream, recipe, seed, index_of_task, memory=0, memory_batch=0):
@@ -95,7 +78,7 @@ def test_joint_training_sees_every_example_once_an_epoch_at_the_end_and_nothing_
     assert Joint.scores_last_only
     plain = method.step
     method.step = lambda learner, batch: (
-        seen.append((learner.task_number, learner.epoch, batch.index)) or plain(learner, batch)
+        seen.append((learner.task_number, learner.epoch, batch.places)) or plain(learner, batch)
     )
     follow(learner, method)
     for epoch in range(3):
@@ -116,6 +99,22 @@ def test_er_is_a_plain_loop_with_a_reservoir(network, memory, memory_batch):
     assert torch.equal(method.buffer.images[filled], stream.images[stored])
     assert torch.equal(method.buffer.labels[filled], stream.labels[stored])
     assert same(learner.model, expected)
+
+
+@NETWORK
+def test_an_er_step_with_an_empty_memory_is_a_plain_one_and_draws_nothing(network):
+    stream, recipe = noise_stream(), Recipe(network, 2, batch=7, lr=0.05, momentum=0.5)
+    learner, other = (Learner(stream, recipe, seed=2) for _ in range(2))
+    method = ER(learner, MemorySettings(9, 4))
+    learner.epoch = 1  # in a later epoch nothing is offered, so the memory stays empty
+    for index in stream.tasks[0].train.split(7):
+        batch = learner.batch(index)
+        before = learner.generator.get_state()
+        loss = method.step(learner, batch)
+        assert torch.equal(learner.generator.get_state(), before)
+        assert torch.equal(loss, plain_step(other, other.batch(index)))
+    assert len(method.buffer) == 0
+    assert same(learner.model, other.model)
 
 
 def test_er_offers_every_example_of_every_task_once():
@@ -174,36 +173,10 @@ def test_er_late_shows_remembered_examples_in_the_last_epochs_of_later_tasks_onl
     assert sizes == [20] * 5 + [20, 20, 20, 25, 25] * 2
 
 
-def counted_stream(sizes, classes_per_task):
-    """A stream with ``sizes[k]`` training images of class k, each of which says which one it is."""
-    labels = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))
-    images = torch.arange(len(labels)).to(torch.uint8)[:, None, None, None].expand(-1, 1, 2, 2).clone()
-    images[0, 0, 1, 1] = 255  # no channel is the same everywhere
-    train = ImageSet(images, labels, tuple(map(str, range(len(sizes)))), "counted", "made up")
-    test = train.take(torch.tensor([0]))
-    return split(train, test, classes_per_task=classes_per_task, device=CPU)
-
-
 def assert_as_even_as_can_be(taken, there):
     """A class that has fewer than another by two or more has given all it has."""
     most = max((taken[k] for k in there), default=0)
     assert all(taken[k] >= most - 1 or taken[k] == there[k] for k in there)
-
-
-def memory_after_each_task(stream, method, learner):
-    """Yield, after each task, the examples by slot as they were and as they are: {slot: example}."""
-
-    def held():
-        slots = method.buffer.filled
-        examples = method.buffer.images[slots, 0, 0, 0].tolist()
-        assert method.buffer.labels[slots].tolist() == stream.labels[examples].tolist()
-        return dict(zip(slots.tolist(), examples, strict=True))
-
-    for number in range(len(stream.tasks)):
-        before = held()
-        learner.task_number = number
-        method.end_task(learner)
-        yield before, held()
 
 
 def check_places(stream, memory, held):

@@ -16,13 +16,14 @@ from torch.nn import functional as F
 from metasp_lite.continual import presets, streams
 from metasp_lite.continual.learner import Learner, Recipe
 from metasp_lite.continual.methods.base import MemorySettings
-from metasp_lite.continual.methods.hal import HAL, AnchorSettings, drift, forgetting
+from metasp_lite.continual.methods.hal import HAL, HALSettings, drift, forgetting
 from metasp_lite.continual.methods.replay import ER, FineTune
-from metasp_lite.continual.training import Run, train
+from metasp_lite.continual.run import Run
+from metasp_lite.continual.training import train
 from metasp_lite.images import sets
 from metasp_lite.networks import lite_cnn, toy_mlp
 
-SETTINGS = AnchorSettings(memory=50, memory_batch=16, anchor_steps=10)
+SETTINGS = HALSettings(memory=50, memory_batch=16, anchor_steps=10)
 
 
 @pytest.fixture(scope="module")
@@ -127,7 +128,7 @@ def test_drift_pulls_towards_where_the_step_leads_and_holds_that_fixed():
 def test_step_is_the_papers(stream, network):
     """Written out: θ' by torch's own SGD on a copy, then one step on the loss and the penalty.  float32, so to 1e-4."""
     recipe = {"network": network, "lr": 0.05, "momentum": 0.9, "weight_decay": 0.01, "nesterov": True}
-    chosen = AnchorSettings(memory=50, memory_batch=16, anchor_steps=10, anchoring=0.8)
+    chosen = HALSettings(memory=50, memory_batch=16, anchor_steps=10, anchoring=0.8)
     learner, method = new(stream, chosen=chosen, **recipe)
     assert len(method.anchors) == 2
     batch = learner.batch(learner.task.train[:16])
@@ -195,7 +196,7 @@ def test_ascent_raises_what_an_anchor_is_learnt_for(stream):
     """From the same examples, by the same networks: ten small steps are better than none, for each class."""
     worth = []
     for steps in (0, 10):
-        chosen = AnchorSettings(memory=50, memory_batch=16, anchor_steps=steps, anchor_lr=0.01)
+        chosen = HALSettings(memory=50, memory_batch=16, anchor_steps=steps, anchor_lr=0.01)
         learner, method = new(stream, tasks=1, chosen=chosen)  # no penalty before the first anchors
         learner.task_number = 0
         train, body = learner.task.train, learner.model[:-1]
@@ -209,7 +210,7 @@ def test_ascent_raises_what_an_anchor_is_learnt_for(stream):
 
 def test_a_strong_regularisation_takes_anchors_to_the_mean_embedding_of_their_class(stream):
     """Nearer to it than to the mean of the whole task, and nearer than most of the class's own examples are."""
-    chosen = AnchorSettings(memory=50, memory_batch=16, anchor_steps=60, embedding=1e3)
+    chosen = HALSettings(memory=50, memory_batch=16, anchor_steps=60, embedding=1e3)
     learner, method = new(stream, chosen=chosen)
     with torch.no_grad():
         body, train = learner.model[:-1], stream.tasks[0].train
@@ -246,7 +247,7 @@ def test_the_tuned_network_sees_earlier_tasks_only_unless_there_are_none(stream,
 
 
 def test_anchors_that_run_away_are_reported(stream):
-    chosen = AnchorSettings(memory=50, anchor_lr=1e38, anchor_steps=30)
+    chosen = HALSettings(memory=50, anchor_lr=1e38, anchor_steps=30)
     with pytest.raises(FloatingPointError, match=r"an anchor is .*lower the step size"):
         new(stream, chosen=chosen)
 
@@ -257,7 +258,7 @@ def test_anchors_that_run_away_are_reported(stream):
 )
 def test_settings_that_learn_no_anchor_are_refused(wrong):
     with pytest.raises(ValueError, match=rf"{next(iter(wrong))}=.*(must|at least)"):
-        AnchorSettings(**wrong)
+        HALSettings(**wrong)
 
 
 # -------------------------------------------------------------------------------------------------------- whole runs
@@ -272,5 +273,5 @@ def test_it_learns_more_than_fine_tuning(stream, tmp_path):
 
 @pytest.mark.parametrize("stop", [(1, 2), (3, 1)])
 def test_it_goes_on_as_if_never_stopped(stream, tmp_path, stop):
-    run = run_of("hal", AnchorSettings(memory=50, memory_batch=16, anchor_steps=10, anchoring=0.3), epochs=2)
+    run = run_of("hal", HALSettings(memory=50, memory_batch=16, anchor_steps=10, anchoring=0.3), epochs=2)
     assert_goes_on_as_if_never_stopped(run, tmp_path, stream, stop)

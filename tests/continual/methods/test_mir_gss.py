@@ -5,12 +5,13 @@ from collections import Counter
 
 import pytest
 import torch
-from test_projection import assert_learns, assert_resumes, learner_in_second_task
+from helpers.small_fashion import assert_learns, assert_resumes, learner_in_second_task
 from torch.nn import functional as F
 
 from metasp_lite.calculus.losses import cross_entropy
 from metasp_lite.continual import methods
 from metasp_lite.continual.learner import rehearse
+from metasp_lite.continual.methods.base import losses_at, virtual_step
 from metasp_lite.continual.methods.mir_gss import (
     GSS,
     MIR,
@@ -18,10 +19,8 @@ from metasp_lite.continual.methods.mir_gss import (
     MIRSettings,
     cosine_scores,
     greedy_placement,
-    losses_at,
     most_interfered,
     replaced_slot,
-    virtual_step,
 )
 
 RULES = [
@@ -102,7 +101,7 @@ def test_mir_rehearses_whom_a_real_step_harms_most(network, monkeypatch):
         rehearsed.append((images, labels))
         return rehearse(learner, batch, images, labels)
 
-    monkeypatch.setattr("metasp_lite.methods.selection.rehearse", remembered)
+    monkeypatch.setattr("metasp_lite.continual.methods.mir_gss.rehearse", remembered)
     assert torch.isfinite(method.step(learner, batch))
     ((images, labels),) = rehearsed
     assert_same(images, kept.images[harmed])

@@ -1,0 +1,18 @@
+"""The tiny images that runs are tested on."""
+
+from pathlib import Path
+
+import pytest
+from helpers.tiny_stream import make_folder, run_on
+
+from metasp_lite.continual import streams
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    return make_folder(tmp_path_factory.mktemp("images"))
+
+
+@pytest.fixture(scope="module")
+def stream(folder) -> streams.Stream:
+    return streams.make(run_on(folder, "fine-tune").stream)

@@ -1,0 +1,73 @@
+"""Runs of a method on a small part of Fashion-MNIST: that it learns, and that it goes on when stopped."""
+
+import functools
+import tempfile
+from pathlib import Path
+
+import pytest
+import torch
+
+from helpers.tiny_stream import SAME, Stopped
+from metasp_lite.continual import methods, streams
+from metasp_lite.continual.learner import Learner, Recipe
+from metasp_lite.continual.run import Run
+from metasp_lite.continual.training import train
+from metasp_lite.images import sets
+
+
+@functools.cache
+def small_stream(per_class=100):
+    """Five pairs of Fashion-MNIST's classes."""
+    parts = (sets.load("fashion-mnist", part, source="bundled") for part in ("train", "test"))
+    train_part, test_part = (sets.first_per_class(p, n) for p, n in zip(parts, (per_class, 50), strict=True))
+    device = torch.device("cpu")
+    return streams.split(train_part, test_part, classes_per_task=2, device=device)
+
+
+def small_run(name, out, *, network="mlp", epochs=5, stream=None, watch=None, **chosen):
+    made_by = streams.StreamSettings("fashion-mnist", 2)
+    run = Run(made_by, Recipe(network, epochs, lr=0.05), name, methods.METHODS[name].Settings(**chosen), seed=3)
+    stream = stream or small_stream()
+    return train(run, out, stream=stream, checkpoint_seconds=0, watch=watch, progress_bar=False)
+
+
+@functools.cache
+def fine_tuned():
+    with tempfile.TemporaryDirectory() as out:
+        return small_run("fine-tune", Path(out))["class_incremental"]["a_inf"]
+
+
+def assert_learns(name, margin, out):
+    """The method ends ``margin`` above fine-tuning, which ends at chance, 1/5: it knows the last task alone."""
+    lower = fine_tuned()
+    assert 0.15 < lower < 0.21
+    assert small_run(name, out)["class_incremental"]["a_inf"] > lower + margin
+
+
+def assert_resumes(name, out, **chosen):
+    """Stopped in the middle of the third task and begun again, a run gives the same numbers, bit for bit."""
+    chosen = {"epochs": 3, "stream": small_stream(per_class=40), **chosen}
+    uninterrupted = small_run(name, out / "whole", **chosen)
+
+    def stop(learner, method):
+        if (learner.task_number, learner.epoch) == (2, 2):  # the checkpoint in place is that of (2, 1)
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        small_run(name, out / "parts", watch=stop, **chosen)
+    resumed = small_run(name, out / "parts", **chosen)
+    assert resumed["resumed"]
+    assert not uninterrupted["resumed"]
+    assert {name: resumed[name] for name in SAME} == {name: uninterrupted[name] for name in SAME}
+
+
+def learner_in_second_task(method_type, chosen, *, network="mlp", **recipe):
+    """A learner that has trained one epoch of the first task, and its method, and the first batch of the second."""
+    stream = small_stream()
+    learner = Learner(stream, Recipe(network, 1, **recipe), seed=5)
+    method = method_type(learner, chosen)
+    for index in learner.batches(learner.task.train):
+        method.step(learner, learner.batch(index))
+    method.end_task(learner)
+    learner.task_number = 1
+    return learner, method, learner.batch(learner.batches(learner.task.train)[0])
