@@ -5,7 +5,6 @@ needs colour to be read.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -16,6 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 from torch import Tensor
 
+from metasp_lite.course.travel import OptimumTravel
 from metasp_lite.influence.agreement import pearson, sign_confusion
 
 BLUE, ORANGE, GREEN, _, PURPLE, BROWN = sns.color_palette("colorblind").as_hex()[:6]
@@ -64,17 +64,6 @@ def two_classes(
     ax.plot(-second * across, first * across, color="black", linewidth=1.5, label="$θ^⊤x = 0$")
     ax.set(xlim=(-reach, reach), ylim=(-reach, reach), xlabel="first component", ylabel="second component")
     ax.legend(loc="best", fontsize=8)
-
-
-@dataclass(frozen=True)
-class OptimumTravel:
-    """What happens to the optimum while the weight of one example moves by ε: all arrays along the ε axis (S,)."""
-
-    epsilon: np.ndarray  # (S,)
-    optimum: np.ndarray  # (S, 2), retrained
-    optimum_first_order: np.ndarray  # (S, 2), θ̂ + ε dθ̂/dε
-    validation: np.ndarray  # (S,), at the retrained optimum, nats
-    validation_first_order: np.ndarray  # (S,)
 
 
 def optimum_travel(travel: OptimumTravel, surface: tuple[np.ndarray, np.ndarray, np.ndarray], at: int) -> Figure:
