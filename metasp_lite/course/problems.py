@@ -46,9 +46,7 @@ def shoes(*, train_per_class: int = 30, test_per_class: int = 100, l2: float = 0
     The two numbers are the first two principal components of the training images, each scaled to variance one.
     Inputs ``(n, 2)`` float64, P = 2.
     """
-    train, test = (
-        _two_classes(split, count) for split, count in (("train", train_per_class), ("test", test_per_class))
-    )
+    train, test = _two_classes("train", train_per_class), _two_classes("test", test_per_class)
     components = PCA(n_components=2, whiten=True, svd_solver="full").fit(_vectors(train).cpu().numpy())
     model = logistic_regression(inputs=2).to(settings.device())
 

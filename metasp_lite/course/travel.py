@@ -1,4 +1,4 @@
-"""The optimum on its travels, computed for sliders: with the weight of an example (notebook 01), with λ (notebook 02)."""
+"""The optimum on its travels, for sliders: with the weight of an example (notebook 01) and with λ (notebook 02)."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from metasp_lite.calculus.curvature import Curvature
-from metasp_lite.calculus.losses import Objective, gradient
+from metasp_lite.calculus.losses import ExampleLosses, Objective, gradient
 from metasp_lite.calculus.optimum import minimise
 from metasp_lite.calculus.solvers import ConjugateGradient, Exact, Neumann
 from metasp_lite.course.problems import Problem
@@ -73,12 +73,23 @@ def influence_by_series(problem: Problem, curvature: Curvature, steps: int, step
     return influence(curvature.objective.losses, problem.validation, curvature, solver)
 
 
+@dataclass(frozen=True)
+class _WeightedLosses:
+    """The losses of examples, each times its weight ``(n,)``."""
+
+    losses: ExampleLosses
+    weights: Tensor
+
+    def __len__(self) -> int:
+        return len(self.losses)
+
+    def __call__(self, theta: Tensor, index: Tensor | None = None) -> Tensor:
+        return (self.weights if index is None else self.weights[index]) * self.losses(theta, index)
+
+
 def _reweighted(problem: Problem, example: int, epsilon: float) -> Objective:
     """J(θ) + ε ℓ(x_i, θ), written as a mean of losses with one of them weighted."""
     losses = problem.objective.losses
     weights = torch.ones(len(losses)).to(problem.start)
     weights[example] += epsilon * len(losses)
-    return Objective(
-        lambda theta, index=None: (weights if index is None else weights[index]) * losses(theta, index),
-        problem.objective.l2,
-    )
+    return Objective(_WeightedLosses(losses, weights), problem.objective.l2)

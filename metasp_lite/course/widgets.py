@@ -122,7 +122,7 @@ def pretraining_explorer(problem: TwoStages, scores: Tensor) -> tuple[ipywidgets
     return _explorer(draw, {"test": picker}), draw
 
 
-def _explorer(draw: Draw, sliders: dict[str, ipywidgets.Widget]) -> ipywidgets.Widget:
+def _explorer(draw: _Draw, sliders: dict[str, ipywidgets.Widget]) -> ipywidgets.Widget:
     output = ipywidgets.interactive_output(draw, sliders)
     for name, slider in sliders.items():
         slider.description = slider.description or name
