@@ -1,4 +1,4 @@
-"""The look of all figures, and those of notebooks 01, 02 and 06 (images: of all): arrays in, axes out.
+"""The look of all figures, and those that notebooks 01, 02, 06 or several of them draw: arrays in, axes out.
 
 Colours are seaborn's colour-blind palette; a marker or a line style tells series apart where colour is not seen.
 """

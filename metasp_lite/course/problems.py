@@ -72,7 +72,7 @@ def toy(
 
 
 @dataclass(frozen=True)
-class TwoTasks:
+class _TwoTasks:
     """A network in the middle of its second task, and all that its next step needs."""
 
     model: nn.Module
@@ -88,7 +88,7 @@ class TwoTasks:
 
 def two_tasks(
     *, hidden: int = 100, memory: int = 200, validation: int = 50, batch: int = 64, seed: int = 0
-) -> TwoTasks:
+) -> _TwoTasks:
     """Learn Fashion-MNIST's first five classes, then the other five, up to where MetaSP takes its steps.
 
     200 training images of each class, a tanh network with one hidden layer in float64, plain SGD of step 0.1 with
@@ -128,7 +128,7 @@ def two_tasks(
     kept, new = shuffled(kept), shuffled(new)
     half = batch // 2
     chosen = torch.cat([kept[:half], new[:half]])
-    return TwoTasks(
+    return _TwoTasks(
         model,
         optimizer,
         examples(chosen),
