@@ -20,6 +20,8 @@ wait_for_message = RunningKernel.get_message
 def get_message(kernel: RunningKernel, stream: str, timeout: float | None = None) -> dict:
     """Wait for a message as nbval does, but look every two seconds whether the kernel still lives.
 
+    By hand, since nbval never looks; and not by the tour's module, which would load torch into pytest, 800 MiB more.
+
     Raises:
         RuntimeError: when it has died; nbval alone would wait for the whole cell timeout.
         Empty: when ``timeout`` seconds have passed.

@@ -1,4 +1,4 @@
-"""Run the notebooks from top to bottom without a browser: ``python -m metasp_lite tour``."""
+"""A notebook run from top to bottom without a browser, in a kernel of its own, and what its outputs say."""
 
 import math
 import os
@@ -21,33 +21,40 @@ from nbformat import NotebookNode
 from tqdm import tqdm
 
 LITE_CELL_SECONDS = 600
-RECHECK_SECONDS = 5.0
-SELF_CHECK = "self-check passed"
+_RECHECK_SECONDS = 5.0
+_SELF_CHECK = "self-check passed"
 IGNORED_TAG = "nbval-ignore-output"
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
 
 
 # Fixed, so that neither the reader's Python version nor the name of their environment shows up in a diff.
 KERNELSPEC = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
-LANGUAGE_INFO = {"file_extension": ".py", "mimetype": "text/x-python", "name": "python", "pygments_lexer": "ipython3"}
+_LANGUAGE_INFO = {"file_extension": ".py", "mimetype": "text/x-python", "name": "python", "pygments_lexer": "ipython3"}
 
 
 class RecheckingChannel(AsyncZMQSocketChannel):
     """Looks for a message every few seconds, whether or not it was woken.
 
     A ZMQ socket wakes its reader once, and where that is missed the message lies there until the reader looks again,
-    which is at the time limit of the cell: a notebook of 20 s once took 600 s more.
+    which is at the time limit of the cell: a notebook of 20 s once took 600 s more.  By hand, since nbclient waits for
+    a cell in one piece and has no setting for it.
     """
 
-    async def get_msg(self, timeout: float | None = None) -> dict[str, Any]:
-        """Return the next message; Empty after ``timeout`` seconds without one."""
+    # jupyter_client declares this method as one that does not wait, and overrides it so itself
+    async def get_msg(self, timeout: float | None = None) -> dict[str, Any]:  # type: ignore[override]
+        """Return the next message.
+
+        Raises:
+            Empty: after ``timeout`` seconds without one.
+        """
         deadline = math.inf if timeout is None else time.monotonic() + timeout
         while True:
             left = max(0.0, deadline - time.monotonic())
-            if await self.socket.poll(int(1000 * min(left, RECHECK_SECONDS))):
-                return await self._recv()
-            if left <= RECHECK_SECONDS:
-                raise Empty
+            try:
+                return await super().get_msg(min(left, _RECHECK_SECONDS))
+            except Empty:
+                if left <= _RECHECK_SECONDS:
+                    raise
 
 
 class ThisInterpreter(AsyncKernelManager):
@@ -58,7 +65,8 @@ class ThisInterpreter(AsyncKernelManager):
         """The kernel specification of the ipykernel installed beside this package."""
         return KernelSpec(resource_dir=RESOURCES, **get_kernel_dict())
 
-    def client(self, **settings: Any) -> AsyncKernelClient:
+    # jupyter_client declares another client in the manager's base class, and overrides it so itself
+    def client(self, **settings: Any) -> AsyncKernelClient:  # type: ignore[override]
         """Return a client whose messages are not missed for long."""
         channels = {"shell_channel_class": RecheckingChannel, "iopub_channel_class": RecheckingChannel}
         return super().client(**channels, **settings)
@@ -137,12 +145,12 @@ def execute(path: Path, cell_seconds: int | None = LITE_CELL_SECONDS) -> Executi
                 for number, index in enumerate(bar, start=1):
                     client.execute_cell(notebook.cells[index], index, execution_count=number)
             except (CellExecutionError, CellTimeoutError, DeadKernelError) as problem:
-                summary = summarise(problem, cell_seconds)
+                summary = _what_stopped(problem, cell_seconds)
                 error = f"FAILED in code cell {number} of {len(code_cells)}: {summary}"
                 if not isinstance(problem, CellExecutionError):  # else the kernel has sent the traceback itself
-                    record_error(notebook.cells[index], problem, summary)
+                    _record_error(notebook.cells[index], problem, summary)
     except RuntimeError as problem:
-        error = f"FAILED {f'in code cell {number}' if number else 'before its first cell'}: {first_line(problem)}"
+        error = f"FAILED {f'in code cell {number}' if number else 'before its first cell'}: {_first_line(problem)}"
     seconds = time.monotonic() - start
     tidy(notebook)
     if error is None and not count_self_checks(notebook):
@@ -150,23 +158,23 @@ def execute(path: Path, cell_seconds: int | None = LITE_CELL_SECONDS) -> Executi
     return Execution(notebook, seconds, error)
 
 
-def summarise(problem: Exception, cell_seconds: int | None) -> str:
-    """Return one line that says what stopped a cell."""
+def _what_stopped(problem: Exception, cell_seconds: int | None) -> str:
+    """One line on an error of a cell."""
     match problem:
         case CellExecutionError():
-            return f"{problem.ename}: {first_line(problem.evalue)}".removesuffix(": ")
+            return f"{problem.ename}: {_first_line(problem.evalue)}".removesuffix(": ")
         case CellTimeoutError():
             return f"it ran for more than {cell_seconds} s"
         case _:
             return "its kernel died, most often for want of memory"
 
 
-def first_line(text: object) -> str:
+def _first_line(text: object) -> str:
     """Return the first line of a message that has something on it."""
     return next((line.strip() for line in str(text).splitlines() if line.strip()), "")
 
 
-def record_error(cell: NotebookNode, problem: Exception, summary: str) -> None:
+def _record_error(cell: NotebookNode, problem: Exception, summary: str) -> None:
     """Write into a cell what its kernel could no longer say, so that the executed copy shows it."""
     name = type(problem).__name__
     cell.outputs.append(nbformat.v4.new_output("error", ename=name, evalue=summary, traceback=[f"{name}: {summary}"]))
@@ -179,7 +187,7 @@ def tidy(notebook: NotebookNode) -> NotebookNode:
     bar would stay at 0 %. Where the cell's output is not compared, the whole output goes, else its live half.
     """
     notebook.metadata.pop("widgets", None)
-    notebook.metadata.update(kernelspec=KERNELSPEC, language_info=LANGUAGE_INFO)
+    notebook.metadata.update(kernelspec=KERNELSPEC, language_info=_LANGUAGE_INFO)
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)
         if cell.cell_type != "code":
@@ -195,4 +203,4 @@ def count_self_checks(notebook: NotebookNode) -> int:
     """Count the lines in the outputs that report a passed self-check."""
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
     texts = [output.get("text") or output.get("data", {}).get("text/plain", "") for output in outputs]
-    return sum(line.startswith(SELF_CHECK) for text in texts for line in text.splitlines())
+    return sum(line.startswith(_SELF_CHECK) for text in texts for line in text.splitlines())

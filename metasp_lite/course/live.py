@@ -1,4 +1,4 @@
-"""Curves that grow while a network trains."""
+"""Curves that grow while a network trains, for notebook 04."""
 
 from collections.abc import Callable
 
@@ -20,7 +20,8 @@ class LiveCurves:
 
     def __init__(self, *, every: int = 1, show: Callable[..., DisplayHandle | None] = display) -> None:
         """Begin without a picture."""
-        self.every, self._show, self._handle = every, show, None
+        self.every, self._show = every, show
+        self._handle: DisplayHandle | None = None
         self.history: list[tuple[float, list[float], list[float]]] = []
 
     def __call__(self, learner: Learner, method: Method) -> None:

@@ -1,4 +1,4 @@
-"""Run the notebooks from top to bottom without a browser: ``python -m metasp_lite tour``."""
+"""Executed notebooks as HTML pages, and the pictures that the README shows of them."""
 
 import base64
 from pathlib import Path
@@ -11,12 +11,12 @@ from metasp_lite.course.execution import Execution
 from metasp_lite.files import write_atomically
 
 MATHJAX = "mathjax"  # folder beside the pages
-FIGURE_TAG = "readme-figure"
+_FIGURE_TAG = "readme-figure"
 
 
 # The page loads no script that it does not need: require.js and mermaid serve widgets and diagrams, which it lacks.
 # MathJax is copied beside the pages, so that formulas show without a network.
-PAGE = """{% extends 'lab/index.html.j2' %}
+_PAGE = """{% extends 'lab/index.html.j2' %}
 {% block html_head_js_requirejs %}{% endblock %}
 {% block html_head_js_mermaidjs %}{% endblock %}"""
 
@@ -26,7 +26,7 @@ def figures(notebook: NotebookNode) -> list[bytes]:
     return [
         base64.b64decode(output.data["image/png"])
         for cell in notebook.cells
-        if FIGURE_TAG in cell.metadata.get("tags", [])
+        if _FIGURE_TAG in cell.metadata.get("tags", [])
         for output in cell.get("outputs", [])
         if "image/png" in output.get("data", {})
     ]
@@ -35,7 +35,7 @@ def figures(notebook: NotebookNode) -> list[bytes]:
 def to_html(notebook: NotebookNode, title: str, mathjax: str) -> str:
     """Return the notebook as one page; ``mathjax`` is the way from the page to MathJax."""
     url = f"{mathjax}/MathJax.js?config=TeX-AMS-MML_HTMLorMML-full,Safe"
-    exporter = HTMLExporter(raw_template=PAGE, mathjax_url=url)
+    exporter = HTMLExporter(raw_template=_PAGE, mathjax_url=url)
     page, _ = exporter.from_notebook_node(notebook, {"metadata": {"name": title}})
     return page
 

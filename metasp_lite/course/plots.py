@@ -1,11 +1,9 @@
-"""Figures of the course: arrays in, axes out; nothing here trains.
+"""The look of all figures, and those that notebooks 01, 02, 06 or several of them draw: arrays in, axes out.
 
-Colours are seaborn's colour-blind palette and every series has a marker or line style of its own, so that no figure
-needs colour to be read.
+Colours are seaborn's colour-blind palette; a marker or a line style tells series apart where colour is not seen.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -16,9 +14,19 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 from torch import Tensor
 
+from metasp_lite.course.travel import OptimumTravel
 from metasp_lite.influence.agreement import pearson, sign_confusion
 
-BLUE, ORANGE, GREEN, _, PURPLE, BROWN = sns.color_palette("colorblind").as_hex()[:6]
+_PALETTE = sns.color_palette("colorblind").as_hex()
+BLUE, ORANGE, GREEN, PURPLE, BROWN = (_PALETTE[i] for i in (0, 1, 2, 4, 5))
+
+# Styles for any number of series.  As 7, 4 and 9 have no common divisor, 28 lines go by before two look the same, and
+# 252 where they have markers.
+_COLOURS = [BLUE, ORANGE, GREEN, PURPLE, BROWN, "0.3", _PALETTE[9]]
+_STYLES = ["-", "--", "-.", ":"]
+_MARKERS = ["o", "^", "s", "D", "v", "x", "P", "*", "<"]
+LINES = plt.cycler(color=_COLOURS * 4, linestyle=_STYLES * 7)
+MARKED_LINES = plt.cycler(color=_COLOURS * 36, linestyle=_STYLES * 63, marker=_MARKERS * 28)
 
 
 def use_style() -> None:
@@ -43,7 +51,7 @@ def image_grid(images: Tensor, titles: Sequence[str], *, columns: int = 8, headi
     )
     for ax in axes.flat:
         ax.axis("off")
-    for ax, image, title in zip(axes.flat, images, titles, strict=False):
+    for ax, image, title in zip(axes.flat[: len(images)], images, titles, strict=True):
         ax.imshow(image.permute(1, 2, 0).cpu().numpy().squeeze(), cmap="gray_r", vmin=0, vmax=255)
         ax.set_title(title, fontsize=8)
     if heading:
@@ -55,26 +63,17 @@ def two_classes(
     ax: Axes, inputs: Tensor, labels: Tensor, classes: Sequence[str], theta: Tensor, *, ringed: int
 ) -> None:
     """Scatter inputs (n, 2) by label, ring one, and draw the line θᵀx = 0 on which both classes are equally likely."""
-    x, y, (first, second) = inputs.cpu().numpy(), labels.cpu().numpy(), theta.tolist()
+    x, of, (first, second) = inputs.cpu().numpy(), labels.cpu().numpy(), theta.tolist()
     for label, (name, colour, marker) in enumerate(zip(classes, (BLUE, ORANGE), "o^", strict=True)):
-        ax.scatter(*x[y == label].T, c=colour, marker=marker, s=28, label=name, edgecolor="white", linewidth=0.5)
-    ax.scatter(*x[ringed], s=140, facecolor="none", edgecolor="black", linewidth=1.2, label=f"example {ringed}")
+        across, up = x[of == label].T
+        ax.scatter(across, up, c=colour, marker=marker, s=28, label=name, edgecolor="white", linewidth=0.5)
+    across, up = x[ringed]
+    ax.scatter(across, up, s=140, facecolor="none", edgecolor="black", linewidth=1.2, label=f"example {ringed}")
     reach = np.abs(x).max() * 1.1
-    across = np.array([-1, 1]) * 2 * reach / np.hypot(first, second)
-    ax.plot(-second * across, first * across, color="black", linewidth=1.5, label="$θ^⊤x = 0$")
+    ends = np.array([-1, 1]) * 2 * reach / np.hypot(first, second)
+    ax.plot(-second * ends, first * ends, color="black", linewidth=1.5, label="$θ^⊤x = 0$")
     ax.set(xlim=(-reach, reach), ylim=(-reach, reach), xlabel="first component", ylabel="second component")
     ax.legend(loc="best", fontsize=8)
-
-
-@dataclass(frozen=True)
-class OptimumTravel:
-    """What happens to the optimum while the weight of one example moves by ε: all arrays along the ε axis (S,)."""
-
-    epsilon: np.ndarray  # (S,)
-    optimum: np.ndarray  # (S, 2), retrained
-    optimum_first_order: np.ndarray  # (S, 2), θ̂ + ε dθ̂/dε
-    validation: np.ndarray  # (S,), at the retrained optimum, nats
-    validation_first_order: np.ndarray  # (S,)
 
 
 def optimum_travel(travel: OptimumTravel, surface: tuple[np.ndarray, np.ndarray, np.ndarray], at: int) -> Figure:
@@ -112,11 +111,12 @@ def tangents(
 
     ``mark`` is a place on the x-axis and what it is.
     """
-    x, values = x.cpu().numpy(), values.cpu().numpy()
-    start = np.interp(0, x, values)
-    ax.plot(x, values, color="0.5", linewidth=5, alpha=0.6, label="exact")
-    for (name, slope), colour, style in zip(slopes.items(), (BLUE, ORANGE), ("-", "--"), strict=True):
-        ax.plot(x, start + float(slope) * x, color=colour, linestyle=style, label=name)
+    across, heights = x.cpu().numpy(), values.cpu().numpy()
+    start = np.interp(0, across, heights)
+    ax.plot(across, heights, color="0.5", linewidth=5, alpha=0.6, label="exact")
+    ax.set_prop_cycle(LINES)
+    for name, slope in slopes.items():
+        ax.plot(across, start + float(slope) * across, label=name)
     if mark:
         ax.axvline(mark[0], color="black", linestyle=":", label=mark[1])
     ax.plot(0, start, "o", color="black", markersize=5)
@@ -124,7 +124,13 @@ def tangents(
 
 
 def correlations(ax: Axes, table: pd.DataFrame, *, title: str = "") -> None:
-    """Draw the correlations in ``table``, −1 to 1, as bars: a group for each row, a colour for each column."""
+    """Draw the correlations in ``table``, −1 to 1, as bars: a group for each row, a colour for each column.
+
+    Raises:
+        ValueError: for more columns than the two that can be told apart.
+    """
+    if len(table.columns) > 2:
+        raise ValueError(f"{len(table.columns)} columns; bars tell two apart: draw the others beside them")
     table.iloc[::-1, ::-1].plot.barh(ax=ax, color=[ORANGE, BLUE], width=0.75, legend=False)
     for bars in ax.containers[:1]:  # the second colour hatched, to be told apart in grey
         for bar in bars:
@@ -202,25 +208,32 @@ def accuracy_against_cost(
 
     ``lines`` and ``points`` map a method to its influences ``(n,)`` at each cost; ``levels`` maps a method without
     products to its influences.  The best constant guess is drawn as a level too; it has no correlation.
+
+    Raises:
+        ValueError: for more lines, points or levels than can be told apart.
     """
+    for kind, given, most in (("lines", lines, 4), ("points", points, 3), ("levels", levels, 2)):
+        if len(given) > most:
+            raise ValueError(f"{len(given)} methods as {kind}: {most} can be told apart; leave out the others")
+    agreement, balanced = f"agreement, of {len(exact)}", "balanced accuracy"
     measures: dict[str, Callable[[Tensor, Tensor], float]] = {
-        f"agreement, of {len(exact)}": lambda true, values: sign_confusion(true, values).agreement,
-        "balanced accuracy": lambda true, values: sign_confusion(true, values).balanced_accuracy,
+        agreement: lambda true, values: sign_confusion(true, values).agreement,
+        balanced: lambda true, values: sign_confusion(true, values).balanced_accuracy,
         "Pearson r": pearson,
     }
-    constant = dict(zip(measures, (sign_confusion(exact, exact).baseline, 0.5), strict=False))
+    constant = {agreement: sign_confusion(exact, exact).baseline, balanced: 0.5}
+    styles = list(zip((GREEN, PURPLE, BLUE, BROWN), ("-", "-.", "--", ":"), strict=True))[: len(lines)]
+    dashes = ((5, 4), (1, 3), (1, 1))
     figure, axes = plt.subplots(1, 3, figsize=(13, 4.6), sharex=True)
     for ax, (label, measure) in zip(axes, measures.items(), strict=True):
         heights = {name: measure(exact, values) for name, values in levels.items()}
         if label in constant:
             heights["constant guess"] = constant[label]
-        for (name, height), dashes in zip(heights.items(), ((5, 4), (1, 3), (1, 1)), strict=False):
-            ax.axhline(height, color="0.4", linewidth=1.1, dashes=dashes, label=name)
-        for (name, path), colour, style in zip(
-            lines.items(), (GREEN, PURPLE, BLUE, BROWN), ("-", "-.", "--", ":"), strict=False
-        ):
+        for (name, height), dash in zip(heights.items(), dashes[: len(heights)], strict=True):
+            ax.axhline(height, color="0.4", linewidth=1.1, dashes=dash, label=name)
+        for (name, path), (colour, style) in zip(lines.items(), styles, strict=True):
             ax.plot(list(path), [measure(exact, v) for v in path.values()], color=colour, linestyle=style, label=name)
-        for (name, path), marker in zip(points.items(), "os^", strict=False):
+        for (name, path), marker in zip(points.items(), "os^"[: len(points)], strict=True):
             heights_of_points = [measure(exact, v) for v in path.values()]
             ax.plot(list(path), heights_of_points, marker, color=ORANGE, markersize=8, label=name)
         ax.set(xscale="log", xlabel="Hessian-vector products", ylabel=label)

@@ -46,9 +46,7 @@ def shoes(*, train_per_class: int = 30, test_per_class: int = 100, l2: float = 0
     The two numbers are the first two principal components of the training images, each scaled to variance one.
     Inputs ``(n, 2)`` float64, P = 2.
     """
-    train, test = (
-        _two_classes(split, count) for split, count in (("train", train_per_class), ("test", test_per_class))
-    )
+    train, test = _two_classes("train", train_per_class), _two_classes("test", test_per_class)
     components = PCA(n_components=2, whiten=True, svd_solver="full").fit(_vectors(train).cpu().numpy())
     model = logistic_regression(inputs=2).to(settings.device())
 
@@ -74,7 +72,7 @@ def toy(
 
 
 @dataclass(frozen=True)
-class TwoTasks:
+class _TwoTasks:
     """A network in the middle of its second task, and all that its next step needs."""
 
     model: nn.Module
@@ -90,7 +88,7 @@ class TwoTasks:
 
 def two_tasks(
     *, hidden: int = 100, memory: int = 200, validation: int = 50, batch: int = 64, seed: int = 0
-) -> TwoTasks:
+) -> _TwoTasks:
     """Learn Fashion-MNIST's first five classes, then the other five, up to where MetaSP takes its steps.
 
     200 training images of each class, a tanh network with one hidden layer in float64, plain SGD of step 0.1 with
@@ -130,7 +128,7 @@ def two_tasks(
     kept, new = shuffled(kept), shuffled(new)
     half = batch // 2
     chosen = torch.cat([kept[:half], new[:half]])
-    return TwoTasks(
+    return _TwoTasks(
         model,
         optimizer,
         examples(chosen),

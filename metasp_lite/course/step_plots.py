@@ -1,8 +1,4 @@
-"""Figures of the course: arrays in, axes out; nothing here trains.
-
-Colours are seaborn's colour-blind palette and every series has a marker or line style of its own, so that no figure
-needs colour to be read.
-"""
+"""Figures of one MetaSP step, for notebook 03 (its examples also for 04): arrays in, axes out."""
 
 from collections.abc import Callable, Mapping, Sequence
 
@@ -118,11 +114,12 @@ def stability_plasticity(
     for mask, colour, marker, name in ((old, BLUE, "o", "from the memory"), (~old, ORANGE, "^", "of the new task")):
         ax.scatter(x[mask], y[mask], s=26, color=colour, marker=marker, edgecolor="white", linewidth=0.4, label=name)
     for i in numbered:  # on the side away from the nearest other, so that neighbours stay readable
-        others = [j for j in numbered if j != i]
-        nearest = min(others, key=lambda j, i=i: np.hypot((x[i] - x[j]) / wide, (y[i] - y[j]) / high), default=i)
+        away = {j: float(np.hypot((x[i] - x[j]) / wide, (y[i] - y[j]) / high)) for j in numbered if j != i}
+        nearest = min(away, key=away.__getitem__, default=i)
         aside, alignment = ((6, -3), "left") if x[i] > x[nearest] else ((-6, -3), "right")
-        place = {"xytext": aside, "textcoords": "offset points", "ha": alignment, "annotation_clip": True}
-        ax.annotate(str(i), (x[i], y[i]), **place, fontsize=8)
+        here = float(x[i]), float(y[i])
+        offset = "offset points"
+        ax.annotate(str(i), here, xytext=aside, textcoords=offset, ha=alignment, annotation_clip=True, fontsize=8)
     ax.set(xlim=(-wide, wide), ylim=(-high, high))
     ax.set(xlabel="$I_S$, influence on the old classes (left helps)", ylabel="$I_P$, on the new classes (below helps)")
     ax.legend(fontsize=8)
@@ -132,9 +129,10 @@ def weights_over_influences(
     ax: Axes, stability: Tensor, plasticity: Tensor, gamma: Tensor, weights: Tensor, from_memory: Tensor
 ) -> None:
     """Colour the examples of ``stability_plasticity`` by n·w (n,), and draw the line γ* I_S + (1−γ*) I_P = 0."""
-    x, y, share, relative, old = (
-        values.cpu().numpy() for values in (stability, plasticity, gamma, len(weights) * weights, from_memory)
+    x, y, relative, old = (
+        values.cpu().numpy() for values in (stability, plasticity, len(weights) * weights, from_memory)
     )
+    share = float(gamma)
     most = np.abs(relative - 1).max()
     for mask, marker, name in ((old, "o", "from the memory"), (~old, "^", "of the new task")):
         colours = {"c": relative[mask], "cmap": "PuOr", "vmin": 1 - most, "vmax": 1 + most}
@@ -154,7 +152,7 @@ def weights_of_variants(axes: Sequence[Axes], weights: Mapping[str, Tensor], fro
     for ax, (name, relative) in zip(axes, everything.items(), strict=True):
         ax.hist(
             [relative[old], relative[~old]],
-            bins,
+            bins.tolist(),
             stacked=True,
             color=(BLUE, ORANGE),
             hatch=("//", ""),

@@ -17,7 +17,7 @@ from metasp_lite.networks import TABLE_A, two_stage
 from metasp_lite.stages.fixed import embedding_size, head_objective
 from metasp_lite.stages.unrolled import Adam, ShortRun
 
-POOLING = {"averages": nn.AvgPool2d, "maxima": nn.MaxPool2d}
+_POOLING = {"averages": nn.AvgPool2d, "maxima": nn.MaxPool2d}
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Setup:
 
     def __post_init__(self) -> None:
         """Refuse what has no network, and a class that is there twice."""
-        for name, known in (("pooling", POOLING), ("network", TABLE_A)):
+        for name, known in (("pooling", _POOLING), ("network", TABLE_A)):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name}={getattr(self, name)!r}: choose from {', '.join(known)}")
         for name in ("first", "second"):
@@ -162,7 +162,7 @@ class TwoStages:
     def _losses(self, images: sets.ImageSet) -> ExampleLosses:
         s = self.setup
         shape = tuple(images.images.shape[1:])
-        pooling = POOLING[s.pooling]
+        pooling = _POOLING[s.pooling]
         model = two_stage(TABLE_A[s.network], shape, len(images.classes), width=s.width, pooling=pooling, seed=s.seed)
         return ExampleLosses(model.to(settings.device()), *_inputs(images))
 

@@ -1,4 +1,4 @@
-"""Sliders over the figures.
+"""Sliders over the figures, of notebooks 01, 02, 03 and 06.
 
 Each explorer returns ``(widget, draw)``: show the widget in one cell, and call ``draw`` once in the next, so that a
 reader without a kernel sees the picture and a test runs the path that the slider takes.
@@ -13,59 +13,28 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from metasp_lite.calculus.curvature import Curvature
-from metasp_lite.calculus.losses import Objective, gradient
 from metasp_lite.calculus.min_norm import min_norm_pair
-from metasp_lite.calculus.optimum import minimise
-from metasp_lite.calculus.solvers import ConjugateGradient, Exact, Neumann
 from metasp_lite.course import plots, step_plots
 from metasp_lite.course.problems import Problem
+from metasp_lite.course.travel import influence_by_series, optimum_with_l2, surroundings, travel_of_optimum
 from metasp_lite.course.two_stages import TwoStages
 from metasp_lite.influence.agreement import pearson, sign_confusion
-from metasp_lite.influence.hessian import influence
 
-Draw = Callable[..., None]
-
-
-def travel_of_optimum(problem: Problem, example: int, epsilons: np.ndarray) -> plots.OptimumTravel:
-    """Retrain J + ε ℓ(x_i, ·) for each ε in ``epsilons (S,)`` and put the first-order prediction beside it; P = 2."""
-    losses, validation = problem.objective.losses, problem.validation
-    optimum = minimise(problem.objective, problem.start)
-    curvature = Curvature(problem.objective, optimum)
-    index = torch.tensor([example], device=optimum.device)
-    slope = -Exact()(curvature, gradient(lambda theta: losses(theta, index).sum(), optimum))  # dθ̂/dε
-    thetas = torch.stack([minimise(_reweighted(problem, example, float(e)), optimum) for e in epsilons])
-    eps = torch.as_tensor(epsilons).to(optimum)
-    effect = influence(losses, validation, curvature, Exact())[example]
-    return plots.OptimumTravel(
-        epsilon=epsilons,
-        optimum=thetas.cpu().numpy(),
-        optimum_first_order=(optimum + eps[:, None] * slope).cpu().numpy(),
-        validation=np.array([validation(theta).item() for theta in thetas]),
-        validation_first_order=(validation(optimum) + eps * effect).cpu().numpy(),
-    )
+_Draw = Callable[..., None]
 
 
-def epsilon_explorer(problem: Problem, *, example: int = 0, largest: float = 0.1) -> tuple[ipywidgets.Widget, Draw]:
+def epsilon_explorer(problem: Problem, *, example: int = 0, largest: float = 0.1) -> tuple[ipywidgets.Widget, _Draw]:
     """Sliders for an example and its extra weight ε; draws the optimum's travel and the validation loss along ε.
 
     ε runs from −1/n, the example left out, over 0 to ``largest``; ``example`` is where its slider starts.
     """
     left_out = -1 / len(problem.objective.losses)
     epsilons = np.concatenate([[left_out, left_out / 2], np.linspace(0, largest, 11)])
-
     travel = cache(lambda example: travel_of_optimum(problem, example, epsilons))
 
     def draw(example: int, epsilon: float) -> None:
-        path = travel(example)
-        at = int(np.abs(epsilons - epsilon).argmin())
-        points = np.concatenate([path.optimum, path.optimum_first_order])
-        centre, reach = (points.max(axis=0) + points.min(axis=0)) / 2, 0.6 * np.ptp(points, axis=0).max() + 0.02
-        axes = [np.linspace(c - reach, c + reach, 41) for c in centre]
-        objective = _reweighted(problem, example, float(epsilons[at]))
-        grid = torch.cartesian_prod(*(torch.as_tensor(axis).to(problem.start) for axis in axes))
-        surface = torch.func.vmap(objective)(grid).view(41, 41).T.cpu().numpy()
-        plots.optimum_travel(path, (axes[0], axes[1], surface), at)
+        path, at = travel(example), int(np.abs(epsilons - epsilon).argmin())
+        plots.optimum_travel(path, surroundings(problem, example, path, at), at)
         plt.show()
 
     sliders = {
@@ -79,25 +48,16 @@ def epsilon_explorer(problem: Problem, *, example: int = 0, largest: float = 0.1
 
 def approximation_explorer(
     problem: Problem, *, l2_values: tuple[float, ...] = (0.01, 0.03, 0.1)
-) -> tuple[ipywidgets.Widget, Draw]:
+) -> tuple[ipywidgets.Widget, _Draw]:
     """Sliders for K, the step (as a multiple of 1/λmax) and λ; draws K-step influences against the exact ones.
 
-    The exact ones come from conjugate gradients run to 1e-10, since a dense Hessian for each λ would keep a learner
-    waiting; the approximate ones are the Neumann series, which the K-step pseudo-update equals at the optimum.
+    The approximate ones are the Neumann series, which the K-step pseudo-update equals at the optimum.
     """
-
-    @cache
-    def at_optimum(l2: float) -> tuple[Curvature, torch.Tensor]:
-        objective = problem.with_l2(l2).objective
-        curvature = Curvature(objective, minimise(objective, problem.start))
-        return curvature, influence(
-            objective.losses, problem.validation, curvature, ConjugateGradient(2000, tolerance=1e-10)
-        )
+    at_optimum = cache(lambda l2: optimum_with_l2(problem, l2))
 
     def draw(steps: int, step: float, l2: float) -> None:
         curvature, exact = at_optimum(l2)
-        solver = Neumann(steps, step=step / curvature.largest_eigenvalue)
-        approximate = influence(curvature.objective.losses, problem.validation, curvature, solver)
+        approximate = influence_by_series(problem, curvature, steps, step)
         signs = sign_confusion(exact, approximate)
         _, ax = plt.subplots(figsize=(5.5, 4.2))
         plots.approximate_against_exact(ax, exact, approximate)
@@ -121,7 +81,7 @@ def approximation_explorer(
     return _explorer(draw, sliders), draw
 
 
-def min_norm_explorer() -> tuple[ipywidgets.Widget, Draw]:
+def min_norm_explorer() -> tuple[ipywidgets.Widget, _Draw]:
     """Sliders for the angle between two gradients, in degrees, and their lengths; draws the shortest vector between."""
 
     def draw(angle: float, first: float, second: float) -> None:
@@ -139,7 +99,7 @@ def min_norm_explorer() -> tuple[ipywidgets.Widget, Draw]:
     return _explorer(draw, sliders), draw
 
 
-def pretraining_explorer(problem: TwoStages, scores: Tensor) -> tuple[ipywidgets.Widget, Draw]:
+def pretraining_explorer(problem: TwoStages, scores: Tensor) -> tuple[ipywidgets.Widget, _Draw]:
     """Choose a test image of the second stage; draws the pretraining images with the lowest and the highest influence.
 
     ``scores (K, m)`` are influences of the m pretraining images on the K test images.
@@ -162,18 +122,7 @@ def pretraining_explorer(problem: TwoStages, scores: Tensor) -> tuple[ipywidgets
     return _explorer(draw, {"test": picker}), draw
 
 
-def _reweighted(problem: Problem, example: int, epsilon: float) -> Objective:
-    """J(θ) + ε ℓ(x_i, θ), written as a mean of losses with one of them weighted."""
-    losses = problem.objective.losses
-    weights = torch.ones(len(losses)).to(problem.start)
-    weights[example] += epsilon * len(losses)
-    return Objective(
-        lambda theta, index=None: (weights if index is None else weights[index]) * losses(theta, index),
-        problem.objective.l2,
-    )
-
-
-def _explorer(draw: Draw, sliders: dict[str, ipywidgets.Widget]) -> ipywidgets.Widget:
+def _explorer(draw: _Draw, sliders: dict[str, ipywidgets.Widget]) -> ipywidgets.Widget:
     output = ipywidgets.interactive_output(draw, sliders)
     for name, slider in sliders.items():
         slider.description = slider.description or name

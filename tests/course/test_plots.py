@@ -1,0 +1,192 @@
+"""The look of all figures and those of notebooks 01, 02 and 06: all that goes in is to be seen, or is refused."""
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from metasp_lite.course import plots
+from metasp_lite.course.travel import OptimumTravel
+
+
+def looks(axes_lines):
+    """Colour, line style and marker of each line."""
+    return [(line.get_color(), line.get_linestyle(), line.get_marker()) for line in axes_lines]
+
+
+def entries(ax):
+    return [text.get_text() for text in ax.get_legend().get_texts()]
+
+
+def test_many_series_stay_apart_and_the_first_six_look_as_they_always_did():
+    ax = plt.figure().subplots()
+    ax.set_prop_cycle(plots.MARKED_LINES)
+    marked = looks(ax.plot(np.zeros((2, 252))))
+    assert len(set(marked)) == 252
+    colours = (plots.BLUE, plots.ORANGE, plots.GREEN, plots.PURPLE, plots.BROWN, "0.3")
+    assert marked[:6] == list(zip(colours, ("-", "--", "-.", ":", "-", "--"), "o^sDvx", strict=True))
+    assert len({colour for colour, _, _ in marked[:7]}) == 7
+    ax.set_prop_cycle(plots.LINES)
+    plain = looks(ax.plot(np.zeros((2, 28))))
+    assert [look[:2] for look in plain] == [look[:2] for look in marked[:28]]
+    assert len({look[:2] for look in plain}) == 28
+
+
+def test_the_style_is_the_colour_blind_palette():
+    with plt.rc_context():
+        plots.use_style()
+        assert plt.rcParams["axes.prop_cycle"].by_key()["color"][0] == pytest.approx(
+            plt.matplotlib.colors.to_rgb(plots.BLUE), abs=1 / 255
+        )
+
+
+def test_a_grid_shows_every_image_and_leaves_the_rest_of_its_last_row_empty():
+    images = torch.arange(11, dtype=torch.uint8)[:, None, None, None].expand(11, 1, 2, 2)
+    figure = plots.image_grid(images, [f"image {k}" for k in range(11)], columns=4, heading="all")
+    shown = [ax for ax in figure.axes if ax.images]
+    assert (len(figure.axes), len(shown)) == (12, 11)
+    assert [int(ax.images[0].get_array()[0, 0]) for ax in shown] == list(range(11))
+    assert [ax.get_title() for ax in figure.axes] == [*(f"image {k}" for k in range(11)), ""]
+
+
+def test_image_grid_refuses_missing_titles():
+    with pytest.raises(ValueError, match="2 images and 1 titles"):
+        plots.image_grid(torch.zeros(2, 1, 4, 4, dtype=torch.uint8), ["one"])
+
+
+def test_image_grid_refuses_no_images():
+    with pytest.raises(ValueError, match="0 images and 0 titles"):
+        plots.image_grid(torch.zeros(0, 1, 4, 4, dtype=torch.uint8), [])
+
+
+def test_two_classes_show_every_example_the_ringed_one_and_the_line_between():
+    inputs = torch.tensor([[0.0, 1.0], [1.0, 0.0], [2.0, -1.0]], dtype=torch.float64)
+    _, ax = plt.subplots()
+    plots.two_classes(ax, inputs, torch.tensor([0, 1, 1]), ("a", "b"), torch.tensor([1.0, 2.0]), ringed=2)
+    assert [points.get_offsets().tolist() for points in ax.collections] == [
+        [[0, 1]], [[1, 0], [2, -1]], [[2, -1]]
+    ]  # fmt: skip
+    assert entries(ax) == ["a", "b", "example 2", "$θ^⊤x = 0$"]
+    np.testing.assert_allclose(ax.lines[0].get_xydata() @ [1, 2], 0, atol=1e-12)  # rounding of numbers around 3
+
+
+def test_a_third_class_is_refused():
+    _, ax = plt.subplots()
+    with pytest.raises(ValueError, match="zip"):
+        plots.two_classes(ax, torch.zeros(3, 2), torch.tensor([0, 1, 2]), "abc", torch.ones(2), ringed=0)
+
+
+def test_the_travel_is_drawn_whole_on_both_sides():
+    epsilon, path = np.linspace(-0.1, 0.1, 5), np.arange(10.0).reshape(5, 2)
+    travel = OptimumTravel(epsilon, path, path + 1, np.arange(5.0), np.arange(5.0) + 1)
+    grid = np.linspace(0, 10, 4)
+    figure = plots.optimum_travel(travel, (grid, grid, np.add.outer(grid, grid) ** 2), 3)
+    left, right = figure.axes
+    assert entries(left) == ["retrained optimum", "first-order prediction", "ε = 0"]
+    assert entries(right) == ["retrained", "slope = influence", "ε = 0"]
+    assert [len(line.get_xdata()) for line in left.lines] == [5, 5, 1, 1, 1]
+    assert [line.get_xydata()[0].tolist() for line in left.lines[2:]] == [[4, 5], [6, 7], [7, 8]]  # at 0, at ε, twice
+    assert len(left.collections) == 1  # the contours
+    assert "+0.050" in left.get_title()
+
+
+@pytest.mark.parametrize("count", [1, 2, 10])
+def test_every_tangent_is_drawn_apart(count):
+    x = torch.linspace(-1, 1, 5)
+    _, ax = plt.subplots()
+    plots.tangents(ax, x, x**2 + x, {f"slope {k}": float(k) for k in range(count)}, mark=(-0.5, "left out"))
+    assert entries(ax) == ["exact", *(f"slope {k}" for k in range(count)), "left out"]
+    lines = ax.lines[1 : 1 + count]
+    assert [float(np.ptp(line.get_ydata())) for line in lines] == [2.0 * k for k in range(count)]
+    assert len(set(looks(lines))) == count
+
+
+def test_correlations_are_bars_by_row_and_column():
+    table = pd.DataFrame({"old": [0.1, 0.2, 0.3], "new": [0.4, 0.5, -0.6]}, index=["a", "b", "c"])
+    _, ax = plt.subplots()
+    plots.correlations(ax, table, title="r")
+    widths = {bars.get_label(): [bar.get_width() for bar in bars] for bars in ax.containers}
+    assert widths == {"new": [-0.6, 0.5, 0.4], "old": [0.3, 0.2, 0.1]}  # from below
+    assert ax.get_xlim()[0] < -0.6
+    assert [bars[0].get_hatch() for bars in ax.containers] == ["//", None]
+
+
+def test_correlations_refuse_a_third_column():
+    table = pd.DataFrame(np.zeros((2, 3)), columns=list("abc"))
+    _, ax = plt.subplots()
+    with pytest.raises(ValueError, match="3 columns; bars tell two apart"):
+        plots.correlations(ax, table)
+    assert not ax.containers
+
+
+@pytest.mark.parametrize(("size", "unit"), [(5.0, "nats"), (5e-3, "milli-nats"), (5e-6, "micro-nats"), (5e-9, "1e-9")])
+def test_predictions_are_all_drawn_in_one_unit(size, unit):
+    predicted = size * torch.tensor([-1.0, 0.5, 1.0])
+    _, ax = plt.subplots()
+    plots.predicted_against_true(ax, predicted, -predicted, title="t", truth="by hand", loss="a loss")
+    assert len(ax.collections[0].get_offsets()) == 3
+    assert f"change of a loss ({unit}" in ax.get_xlabel()
+    assert f"by hand ({unit}" in ax.get_ylabel()
+
+
+def test_right_and_wrong_signs_are_all_drawn():
+    exact, approximate = torch.tensor([-1.0, 1.0, 2.0, -2.0]), torch.tensor([-1.0, 2.0, -1.0, -0.5])
+    _, ax = plt.subplots()
+    plots.approximate_against_exact(ax, exact, approximate)
+    assert [len(points.get_offsets()) for points in ax.collections] == [3, 1]
+    assert entries(ax) == ["sign right: 3", "sign wrong: 1"]
+    assert len(ax.patches) == 2
+
+
+def test_damping_curves_show_every_damping_and_every_eigenvalue():
+    undamped, dampings = torch.tensor([1.0, -1.0, 2.0]), torch.tensor([0.1, 1.0])
+    damped = torch.stack([undamped, undamped / 2])
+    _, ax = plt.subplots()
+    plots.damping_curves(ax, dampings, damped, undamped, -undamped, torch.tensor([0.2, 0.4, 0.6]))
+    assert len(ax.lines) == 2 + 3
+    np.testing.assert_allclose(ax.lines[0].get_ydata(), [1, 0.5], rtol=1e-6)  # float32
+    np.testing.assert_allclose(ax.lines[1].get_ydata(), [1, 1], rtol=1e-6)
+
+
+def test_cost_picture_has_every_method_in_three_panels():
+    exact = torch.tensor([-2.0, -1.0, -1.0, 3.0])
+    path = {1: torch.tensor([-1.0, 1.0, -1.0, 1.0]), 10: exact}
+    figure = plots.accuracy_against_cost(exact, {"series": path}, {"points": path}, {"level": path[1]})
+    assert [ax.get_ylabel() for ax in figure.axes] == ["agreement, of 4", "balanced accuracy", "Pearson r"]
+    agreement = {line.get_label(): list(line.get_ydata()) for line in figure.axes[0].lines}
+    assert agreement == {"level": [3, 3], "constant guess": [3, 3], "series": [3, 4], "points": [3, 4]}
+
+
+@pytest.mark.parametrize(("lines", "points", "levels"), [(4, 3, 2), (0, 1, 0), (1, 0, 1)])
+def test_cost_picture_draws_as_many_methods_as_it_can_tell_apart(lines, points, levels):
+    exact = torch.tensor([-2.0, -1.0, -1.0, 3.0])
+    figure = plots.accuracy_against_cost(
+        exact,
+        {f"line {k}": {1: exact} for k in range(lines)},
+        {f"points {k}": {1: exact} for k in range(points)},
+        {f"level {k}": exact for k in range(levels)},
+    )
+    assert [len(ax.lines) for ax in figure.axes] == [lines + points + levels + with_guess for with_guess in (1, 1, 0)]
+    assert len(figure.legends[0].get_texts()) == lines + points + levels + 1
+    dashes = [line._dash_pattern for line in figure.axes[0].lines[: levels + 1]]
+    assert len({str(pattern) for pattern in dashes}) == levels + 1
+    assert len(set(looks(figure.axes[0].lines[levels + 1 :]))) == lines + points
+
+
+@pytest.mark.parametrize(
+    ("counts", "message"),
+    [
+        ((5, 0, 0), "5 methods as lines: 4 can be told apart"),
+        ((0, 4, 0), "4 methods as points: 3 can be told apart"),
+        ((0, 0, 3), "3 methods as levels: 2 can be told apart"),
+    ],
+)
+def test_cost_picture_refuses_more_methods_than_it_can_tell_apart(counts, message):
+    exact = torch.tensor([-2.0, -1.0, -1.0, 3.0])
+    lines, points, levels = (range(count) for count in counts)
+    with pytest.raises(ValueError, match=message):
+        plots.accuracy_against_cost(
+            exact, {k: {1: exact} for k in lines}, {k: {1: exact} for k in points}, dict.fromkeys(levels, exact)
+        )
+    assert not plt.get_fignums()
