@@ -19,7 +19,7 @@ from metasp_lite.continual.methods.base import MemorySettings
 from metasp_lite.continual.methods.hal import HAL, AnchorSettings, drift, forgetting
 from metasp_lite.continual.methods.replay import ER, FineTune
 from metasp_lite.continual.training import Run, train
-from metasp_lite.images import sets
+from metasp_lite.images import sources
 from metasp_lite.networks import lite_cnn, toy_mlp
 
 SETTINGS = AnchorSettings(memory=50, memory_batch=16, anchor_steps=10)
@@ -27,7 +27,7 @@ SETTINGS = AnchorSettings(memory=50, memory_batch=16, anchor_steps=10)
 
 @pytest.fixture(scope="module")
 def stream():
-    train_set, test_set = (sets.load("fashion-mnist", part, source="bundled") for part in ("train", "test"))
+    train_set, test_set = (sources.load("fashion-mnist", part, source="bundled") for part in ("train", "test"))
     return streams.split(train_set, test_set, classes_per_task=2, per_class=60, device=torch.device("cpu"))
 
 

@@ -10,7 +10,7 @@ from metasp_lite.calculus.curvature import Curvature
 from metasp_lite.calculus.losses import flatten_parameters
 from metasp_lite.calculus.optimum import minimise
 from metasp_lite.course import plots, problems, widgets
-from metasp_lite.images import sets
+from metasp_lite.images import sources
 from metasp_lite.influence import published
 from metasp_lite.influence.agreement import SignConfusion, comparison_table
 from metasp_lite.influence.leaving_out import leave_one_out
@@ -41,7 +41,7 @@ def test_shoes_are_sneakers_and_boots_in_equal_number_with_whitened_inputs(shoes
     assert labels.bincount().tolist() == [30, 30]
     # principal components of the training set, scaled to variance one: rounding of a 784-term sum
     torch.testing.assert_close(torch.cov(inputs.T), torch.eye(2, dtype=torch.float64), rtol=0, atol=1e-10)
-    whole = sets.load("fashion-mnist", "train", source="bundled")
+    whole = sources.load("fashion-mnist", "train", source="bundled")
     first_boot = whole.images[(whole.labels == whole.classes.index("Ankle boot")).nonzero()[0, 0]]
     assert torch.equal(shoes.train.images[labels == 1][0], first_boot)
 

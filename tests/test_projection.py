@@ -18,7 +18,7 @@ from metasp_lite.continual.methods import gem
 from metasp_lite.continual.methods.gem import AGEM, GEM, GEMSettings, project_a_gem, project_gem, triangle
 from metasp_lite.continual.run import Run
 from metasp_lite.continual.training import train
-from metasp_lite.images import sets
+from metasp_lite.images import sets, sources
 
 ROUNDING = 1e-10  # of float64 sums of at most ten numbers near 1, through a T×T problem that may square its condition
 
@@ -33,7 +33,7 @@ def vector(*entries):
 @functools.cache
 def small_stream(per_class=100):
     """Five pairs of Fashion-MNIST's classes."""
-    parts = (sets.load("fashion-mnist", part, source="bundled") for part in ("train", "test"))
+    parts = (sources.load("fashion-mnist", part, source="bundled") for part in ("train", "test"))
     train_part, test_part = (sets.first_per_class(p, n) for p, n in zip(parts, (per_class, 50), strict=True))
     device = torch.device("cpu")
     return streams.split(train_part, test_part, classes_per_task=2, device=device)
