@@ -110,6 +110,19 @@ def test_a_full_disk_keeps_the_old_file_and_leaves_nothing(path):
     assert only(path)
 
 
+def test_a_failed_write_leaves_the_old_file_and_no_other(path, monkeypatch):
+    """The disk gives out just before the new content would take the old one's place."""
+
+    def fail(*_):
+        raise OSError("no space left")
+
+    monkeypatch.setattr(Path, "replace", fail)
+    with pytest.raises(OSError, match="no space left"):
+        write_atomically(path, "new")
+    assert path.read_bytes() == b"old"
+    assert only(path)
+
+
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit])
 def test_an_error_halfway_keeps_the_old_file_and_leaves_nothing(path, error):
     def halfway():

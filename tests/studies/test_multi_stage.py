@@ -1,73 +1,25 @@
-"""The two-stage problems of notebook 06, its picker, and the command that stores its studies."""
+"""The studies of two stages: each stores what it says, computed again by another route."""
 
-import json
-import os
 from dataclasses import replace
 
-import ipywidgets
-import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import scipy.stats
 import torch
+from helpers.small_stages import SMALL_STAGES, small_stages
 
-from metasp_lite import __main__, settings
-from metasp_lite.calculus.curvature import Curvature, NegativeCurvatureError
+from metasp_lite.calculus.curvature import Curvature
 from metasp_lite.calculus.solvers import Exact, GaussNewton
-from metasp_lite.course import plots, widgets
 from metasp_lite.course.two_stages import SETUPS, Setup, TwoStages
 from metasp_lite.stages import retraining
 from metasp_lite.stages.fixed import fixed_embedding, pretraining_influence
 from metasp_lite.stages.unrolled import Adam, unrolled_sensitivity
 from metasp_lite.studies import multi_stage
 
-SMALL = Setup(first=(0, 1), second=(5, 7, 9), first_per_class=12, second_per_class=10, test_per_class=2, l2=0.1)
 
-
-@pytest.fixture(scope="module")
-def small():
-    """A problem that trains in a second: a few images, so much regularisation that it has one optimum."""
-    problem = TwoStages(SMALL)
-    pretrained = problem.pretrained()
-    return problem, pretrained, problem.finetuned(pretrained.theta)
-
-
-def test_images_are_those_of_the_classes_in_order_and_no_test_image_is_trained_on():
-    problem = TwoStages(replace(SMALL, skip=3))
-    images = problem.pretraining_images
-    assert images.classes == ("T-shirt/top", "Trouser")
-    assert images.labels.tolist() == [0] * 12 + [1] * 12
-    assert problem.test_images.labels.tolist() == [0, 0, 1, 1, 2, 2]
-    assert torch.equal(TwoStages(SMALL).pretraining_images.images[3:12], images.images[:9])  # three passed over
-    train = {tuple(image.flatten().tolist()) for image in problem.finetuning_images.images}
-    assert not train & {tuple(image.flatten().tolist()) for image in problem.test_images.images}
-
-
-def test_a_setup_that_asks_for_more_images_than_there_are_is_refused():
-    with pytest.raises(ValueError, match=r"class 'Trouser' of .* has too few train images for 12 after the first 995"):
-        _ = TwoStages(replace(SMALL, first=(1, 0), skip=995)).pretraining_images
-
-
-def test_both_stages_start_from_the_seed_and_share_the_embedding(small):
-    problem, pretrained, finetuned = small
-    w = problem.embedding
-    assert w == 2 * 25 + 2 + 4 * 2 * 25 + 4  # two convolutions of 5×5, a sixteenth of 32 and 64 filters
-    assert len(problem.first_start) == w + 2 * (36 + 1)  # 14 → 7 → 3 pixels, four filters
-    assert len(problem.head_start) == 3 * (36 + 1)
-    assert torch.equal(pretrained.theta[:w], finetuned.theta[:w])
-    assert not torch.equal(TwoStages(replace(SMALL, seed=1)).first_start, problem.first_start)
-
-
-def test_both_stages_end_in_an_optimum(small):
-    problem, pretrained, finetuned = small
-    assert pretrained.gradient.norm() < 1e-9
-    assert finetuned.gradient[problem.embedding :].norm() < 1e-9  # the head's; the embedding is not trained
-    assert finetuned.gradient[: problem.embedding].norm() > 1e-3
-
-
-def test_the_ablations_spoil_what_they_say(small):
+def test_the_ablations_spoil_what_they_say():
     """Each against Theorem 1 written out with dense inverses; two solves of condition 1e3 leave 1e-10."""
-    problem, pretrained, finetuned = small
+    problem, pretrained, finetuned = small_stages()
     scores = multi_stage.ablations(problem, pretrained, finetuned)
     w, theta = problem.embedding, finetuned.theta
     G, F = (torch.func.hessian(stage.objective)(stage.theta) for stage in (pretrained, finetuned))
@@ -97,7 +49,7 @@ def test_the_ablations_spoil_what_they_say(small):
 
 def test_an_unfinished_first_stage_is_damped_no_more_than_it_needs(monkeypatch):
     """Early in training G'' has negative eigenvalues; the score must still come out, with a damping that helps."""
-    problem, tried = TwoStages(replace(SMALL, l2=0.001, width=32)), []
+    problem, tried = TwoStages(replace(SMALL_STAGES, l2=0.001, width=32)), []
     original = Curvature.__init__
 
     def spy(self, objective, theta, damping=0.0):
@@ -128,46 +80,13 @@ def test_the_protocols_are_those_of_the_papers_experiments():
     assert list(cifar.values()) == [mnist, replace(mnist, steps=(6000, 3000), batch=128), own]
 
 
-def test_the_picker_shows_the_most_helpful_and_the_most_harmful_images(small, monkeypatch):
-    problem, _, _ = small
-    monkeypatch.setattr(plt, "show", lambda: None)
-    drawn = []
-    monkeypatch.setattr(plots, "image_grid", lambda images, titles, **_: drawn.append((images, titles)))
-    scores = torch.arange(6 * 24.0).view(6, 24).flip(1)  # the last image has the lowest influence
-    widget, draw = widgets.pretraining_explorer(problem, scores)
-    assert isinstance(widget.children[0], ipywidgets.Dropdown)
-    assert len(widget.children[0].options) == 6
-    draw(4)
-    images, titles = drawn[-1]
-    first = problem.pretraining_images.images
-    assert torch.equal(images[0], problem.test_images.images[4])
-    assert torch.equal(images[1:7], first[-6:].flip(0))
-    assert torch.equal(images[8:], first[:6])
-    assert titles[0] == titles[7] == "test image:\nAnkle boot"
-    assert titles[1] == "Trouser\n+96"
-
-
-def test_the_command_stores_each_study_and_refuses_one_that_is_not_there(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(multi_stage, "OUT", tmp_path)
-    monkeypatch.setattr(multi_stage.settings, "PROJECT_DIR", tmp_path)
-    monkeypatch.setitem(multi_stage.STUDIES, "tasks", lambda name: {"data": name})
-    threads = torch.get_num_threads()
-    assert __main__.main(["stages", "tasks", "--data", "mnist"]) == 0
-    torch.set_num_threads(threads)
-    stored = json.loads((tmp_path / "tasks-mnist.json").read_text())
-    assert stored["data"] == "mnist"
-    assert "commit" in stored["obtained_with"]
-    assert __main__.main(["stages", "more"]) == 1
-    assert "there is no study 'more'; choose from leave-one-out, tasks" in capsys.readouterr().err
-
-
-EASY = replace(SMALL, first=(0, 5), first_per_class=60, second_per_class=20, l2=0.06)
+EASY = replace(SMALL_STAGES, first=(0, 5), first_per_class=60, second_per_class=20, l2=0.06)
 
 
 def test_the_study_of_leaving_out_stores_what_its_correlations_are_of(monkeypatch):
     monkeypatch.setitem(SETUPS, "fashion-mnist", EASY)
     monkeypatch.setattr(TwoStages, "left_out", lambda self: torch.arange(0, 60, 10))
-    one = multi_stage.leave_one_out("fashion-mnist")
+    one = multi_stage.against_retraining("fashion-mnist")
     assert one["r"] > 0.8  # leaving out one of 120 is a large step: no more can be asked for
     assert one["r_tenth_of_weight"] > 0.999
     low, high = one["r_interval"]
@@ -210,7 +129,7 @@ def test_the_study_of_tasks_scores_the_same_task_and_an_unrelated_one(monkeypatc
 
 
 def test_the_study_of_amounts_scores_runs_of_the_examples_and_steps_it_says(monkeypatch):
-    monkeypatch.setitem(SETUPS, "fashion-mnist", replace(SMALL, width=32))
+    monkeypatch.setitem(SETUPS, "fashion-mnist", replace(SMALL_STAGES, width=32))
     rows = multi_stage.amounts("fashion-mnist", seeds=[1], cases=[(1, 1), (2, 2)], per_class=5)["rows"]
     for row, (examples, steps) in zip(rows, [(5, 100), (10, 200)], strict=True):
         setup = Setup(**row["setup"])
@@ -234,7 +153,9 @@ def test_the_study_of_updated_embeddings_predicts_each_scores_own_truth(monkeypa
 
 
 def test_the_study_of_optima_tells_a_minimum_from_what_is_none(monkeypatch):
-    monkeypatch.setitem(SETUPS, "fashion-mnist", replace(SMALL, first=(0, 5), first_per_class=60, l2=0.06, width=32))
+    monkeypatch.setitem(
+        SETUPS, "fashion-mnist", replace(SMALL_STAGES, first=(0, 5), first_per_class=60, l2=0.06, width=32)
+    )
     rows = {row["variant"]: row for row in multi_stage.optima("fashion-mnist")["rows"]}
     here = rows["as in the notebook"]
     assert here["gradient_norm"] < 1e-5  # L-BFGS stops at 1e-7 of each of a few hundred entries
@@ -248,51 +169,3 @@ def test_the_study_of_optima_tells_a_minimum_from_what_is_none(monkeypatch):
     assert rows["a tenth of the penalty"]["loss"] < here["loss"]
     for row in rows.values():
         assert (row["not_positive"] > 0) == (row["eigenvalues"][0] <= 0), row["variant"]
-
-
-def test_pooling_is_by_averages_or_maxima():
-    for pooling, layer in (("averages", torch.nn.AvgPool2d), ("maxima", torch.nn.MaxPool2d)):
-        embedding = TwoStages(replace(SMALL, pooling=pooling)).pretraining.losses.model.embedding
-        assert sum(isinstance(each, layer) for each in embedding) == 2
-
-
-@pytest.mark.skipif("METASP_DATA" not in os.environ, reason="METASP_DATA names no folder of real images")
-def test_cifar_is_birds_and_frogs_and_then_the_other_eight():
-    if not (settings.data_dir() / "cifar10").is_dir():
-        pytest.skip(f"METASP_DATA has no folder cifar10: {settings.data_dir()}")
-    problem = TwoStages(SETUPS["cifar10"])
-    assert problem.pretraining_images.classes == ("bird", "frog")
-    assert set(problem.finetuning_images.classes) == {
-        "airplane", "automobile", "cat", "deer", "dog", "horse", "ship", "truck"
-    }  # fmt: skip
-    assert problem.pretraining.losses.inputs.shape == (1000, 3, 14, 14)
-    other = multi_stage.TASKS["cifar10"].unrelated
-    unrelated = TwoStages(replace(SETUPS["cifar10"], second=other, second_per_class=5))
-    assert unrelated.finetuning_images.classes == ("automobile", "deer")  # the paper's
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"pooling": "avg"}, "pooling='avg': choose from averages, maxima"),
-        ({"network": "alexnet"}, "network='alexnet': choose from mnist, cifar"),
-        ({"first": (0, 0)}, r"first=\(0, 0\): give two or more different classes"),
-        ({"second": (3,)}, r"second=\(3,\): give two or more different classes"),
-        ({"first": (0, 12)}, r"classes \(0, 12\): fashion-mnist has those from 0 to 9"),
-    ],
-    ids=str,
-)
-def test_a_setup_without_a_problem_is_refused(change, message):
-    with pytest.raises(ValueError, match=message):
-        _ = TwoStages(replace(SMALL, **change)).pretraining_images
-
-
-def test_a_study_that_does_not_converge_ends_in_one_sentence(monkeypatch, tmp_path, capsys):
-    def fails(name):
-        raise NegativeCurvatureError(-0.5)
-
-    monkeypatch.setattr(multi_stage, "OUT", tmp_path)
-    monkeypatch.setitem(multi_stage.STUDIES, "tasks", fails)
-    assert __main__.main(["stages", "tasks"]) == 1
-    assert "metasp_lite: met curvature -0.5 with damping 0" in capsys.readouterr().err
-    assert not list(tmp_path.iterdir())

@@ -1,6 +1,5 @@
-"""The command line: what it trains, what it refuses, and what it says then."""
+"""The command that trains: what it trains, what it refuses, and what it says then."""
 
-import dataclasses
 import json
 import shlex
 
@@ -9,10 +8,8 @@ import torch
 from helpers.tiny_stream import arguments_of, make_folder, run_on
 
 from metasp_lite import __main__ as program
-from metasp_lite.continual import presets, streams, training
-from metasp_lite.continual.learner import Recipe
+from metasp_lite.continual import presets, training
 from metasp_lite.continual.methods import METHODS
-from metasp_lite.continual.streams import StreamSettings
 
 
 @pytest.fixture(scope="module")
@@ -129,57 +126,3 @@ def test_a_defect_is_not_hidden(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(training, "train", stop)
     with pytest.raises(RuntimeError, match="shapes differ"):
         program.main([*arguments_of(folder, "er"), "--out", str(tmp_path)])
-
-
-@pytest.mark.parametrize("method", METHODS)
-def test_no_name_means_two_settings(method):
-    """``--set name=value`` must not have to say whose."""
-    parts = (StreamSettings, Recipe, METHODS[method].Settings)
-    names = [field.name for part in parts for field in dataclasses.fields(part)]
-    assert len(names) == len(set(names))
-    assert names == presets.names(method)
-
-
-@pytest.mark.parametrize("profile", ["lite", "full"])
-@pytest.mark.parametrize("stream", presets.STREAMS["lite"])
-@pytest.mark.parametrize("method", METHODS)
-def test_every_method_has_defaults_on_every_stream(method, stream, profile):
-    run = presets.build(stream, method, 1, profile=profile)
-    preset = presets.STREAMS[profile][stream]
-    assert run.stream == preset.stream
-    assert run.recipe.network == ("resnet18" if profile == "full" else preset.recipe.network)
-    assert run.recipe.lr == (0.03 if method in ("gem", "a-gem") else 0.1)
-    assert getattr(run.settings, "memory", preset.memory) == preset.memory
-    assert getattr(run.settings, "late_epochs", preset.late_epochs) == preset.late_epochs < run.recipe.epochs
-
-
-def test_settings_are_read_as_their_types():
-    overrides = {"per_class": "20", "flip": "True", "lr": "1", "variant": "official", "class_seed": "none", "epochs": 3}
-    run = presets.build("split-fashion-mnist", "metasp", 1, profile="lite", overrides=overrides)
-    found = (run.stream.per_class, run.stream.flip, run.recipe.lr, run.settings.variant, run.stream.class_seed)
-    assert found == (20, True, 1.0, "official", None)
-    assert type(run.recipe.lr) is float
-    assert run.recipe.epochs == 3
-    for name, value in {"epochs": True, "flip": 1, "lr": "1e999", "variant": 3, "per_class": 2.0}.items():
-        with pytest.raises(ValueError, match=f"^{name}={value} must be"):
-            presets.build("split-fashion-mnist", "metasp", 1, overrides={name: value})
-
-
-def test_a_folder_is_a_stream_wherever_it_is_named_from(folder, monkeypatch):
-    """Relative to here, below the data folder, or in full: the same images."""
-    monkeypatch.chdir(folder.parent)
-    monkeypatch.setenv("METASP_DATA", str(folder.parent))
-    absolute = presets.build(str(folder), "er", 1)
-    assert presets.build(f"./{folder.name}", "er", 1) == absolute
-    monkeypatch.chdir("/")
-    below = presets.build(folder.name, "er", 1)
-    assert below.stream.data == folder.name
-    assert torch.equal(streams.make(below.stream).images, streams.make(absolute.stream).images)
-
-
-def test_a_run_refuses_numbers_that_are_none(folder):
-    run = run_on(folder, "er")
-    with pytest.raises(ValueError, match="momentum=nan must be a finite number"):
-        dataclasses.replace(run, recipe=dataclasses.replace(run.recipe, momentum=float("nan")))
-    with pytest.raises(ValueError, match="metasp takes MetaSPSettings, not MemorySettings"):
-        dataclasses.replace(run, method="metasp")
