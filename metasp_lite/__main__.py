@@ -56,7 +56,9 @@ def _sentence(error: Exception) -> str | None:
     """Return what to print for an error that a user can do something about, None for a defect."""
     if isinstance(error, OSError | ValueError | ArithmeticError):
         return str(error)
-    import torch  # loaded by then: what is left comes from what computes
+    if "torch" not in sys.modules:
+        return None  # what is left comes from what computes
+    import torch
 
     from metasp_lite.calculus import NotConvergedError
     from metasp_lite.continual import InUseError

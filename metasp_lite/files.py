@@ -1,14 +1,55 @@
-"""Stored results: one JSON file each, an object or a list of them, with what is needed to obtain it again."""
+"""The one way a file is written: beside its place under a name of its own, onto the disk, then renamed."""
 
+import contextlib
+import os
+import re
+import shutil
+import time
+import uuid
+from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
-    """Write a file so that whoever looks finds the old content or the new, never half of either."""
+    """Write a file so that whoever looks finds the old content or the new, never half of either; text as UTF-8.
+
+    Raises:
+        OSError: when it cannot be written; the old file is as it was, and nothing else is left.
+    """
+    with replacing(path) as file:
+        file.write(content.encode("utf-8") if isinstance(content, str) else content)
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """Give a file to write in pieces, which takes the place of ``path`` at the end; after any error there is no trace.
+
+    It has the permissions of the file that it replaces, or those that ``open`` gives a new one.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.part")
+    part = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
     try:
-        part.write_bytes(content.encode() if isinstance(content, str) else content)
+        with open(part, "xb") as file:  # "x": neither another writer's file nor a link that somebody has put there
+            yield file
+            file.flush()
+            os.fsync(file.fileno())  # else a power cut may keep the new name and lose the content
+        with contextlib.suppress(FileNotFoundError):
+            shutil.copymode(path, part)
         part.replace(path)
     finally:
-        part.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
+
+
+def remove_leftovers(folder: Path, *, older_than: float = 0.0) -> None:
+    """Remove from ``folder`` what killed writers have left.
+
+    A writer at work is not told from a killed one: call it where there is none, or where none rests for ``older_than``
+    seconds.
+    """
+    for part in folder.glob(".*.part"):
+        if re.search(r"\.[0-9a-f]{32}\.part$", part.name):
+            with contextlib.suppress(OSError):  # another process may have removed it
+                if time.time() - part.stat().st_mtime >= older_than:
+                    part.unlink()

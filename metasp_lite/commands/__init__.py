@@ -1,3 +1,6 @@
-"""The command line's rooms, a module a command: options, what is printed, and where results go."""
+"""The command line, a module a command: options, what is printed, and where results go.
+
+What computes is imported by ``main`` and not before: help and a misspelt option answer at once.
+"""
 
 __all__: list[str] = []

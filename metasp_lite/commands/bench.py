@@ -3,7 +3,7 @@
 import argparse
 from collections.abc import Callable, Mapping, Sequence
 
-BENCHMARKS = ("toy", "step", "train")
+_BENCHMARKS = ("toy", "step", "train")
 _SHOWN = {
     "step": ("variant", "network", "n", "v", "counted_ratio_to_er", "cpu_seconds", "cpu_ratio_to_er", "peak_extra_mib"),
     "train": ("network", "variant", "steps_per_second", "ratio_to_bare", "share_of_er_step"),
@@ -16,7 +16,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "benchmarks",
         nargs="*",
-        metavar="{toy,step,train}",
+        metavar=f"{{{','.join(_BENCHMARKS)}}}",
         help="toy: influences; step: a MetaSP step; train: steps a second of training (default: all)",
     )
     parser.add_argument("--seeds", type=int, default=5, help="toy: how many starting weights, 0, 1, … (default 5)")
@@ -24,10 +24,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def main(arguments: argparse.Namespace) -> int:
     """Run the benchmarks that are asked for, on one thread; print a table of each and store it."""
-    chosen = arguments.benchmarks or BENCHMARKS
-    unknown = sorted(set(chosen) - set(BENCHMARKS))
+    chosen = arguments.benchmarks or _BENCHMARKS
+    unknown = sorted(set(chosen) - set(_BENCHMARKS))
     if unknown:
-        raise ValueError(f"there is no benchmark {', '.join(map(repr, unknown))}; choose from {', '.join(BENCHMARKS)}")
+        raise ValueError(f"there is no benchmark {', '.join(map(repr, unknown))}; choose from {', '.join(_BENCHMARKS)}")
     if arguments.seeds < 1:
         raise ValueError(f"--seeds {arguments.seeds}: give at least 1")
     import torch
@@ -42,7 +42,7 @@ def main(arguments: argparse.Namespace) -> int:
         "step": step_cost.study,
         "train": training_cost.study,
     }
-    for name in BENCHMARKS:
+    for name in _BENCHMARKS:
         if name in chosen:
             found, path = studies[name](), results.RESULTS_DIR / "bench" / f"{name}.json"
             print(_table(found, _SHOWN.get(name)))

@@ -2,10 +2,14 @@
 
 import argparse
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from metasp_lite import settings
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -55,9 +59,9 @@ def main(arguments: argparse.Namespace) -> int:
 class _List(argparse.Action):
     """Print what can be trained, and exit."""
 
-    def __init__(self, option_strings: list[str], dest: str, **named: Any) -> None:
+    def __init__(self, option_strings: Sequence[str], dest: str, help: str | None = None) -> None:
         """Take no value."""
-        super().__init__(option_strings, dest, nargs=0, **named)
+        super().__init__(option_strings, dest, nargs=0, help=help)
 
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
         """Print the list."""
@@ -77,5 +81,5 @@ class _List(argparse.Action):
         parser.exit()
 
 
-def _shown(chosen: Any) -> str:
+def _shown(chosen: "DataclassInstance") -> str:
     return ", ".join(f"{name}={value}" for name, value in dataclasses.asdict(chosen).items())

@@ -1,5 +1,7 @@
-"""MetaSP's variants of the weights side by side: ``python -m metasp_lite variants``, a few minutes; stored in
-data/results/variants."""
+"""MetaSP's variants of the weights side by side: ``python -m metasp_lite variants``, a few minutes.
+
+Stored in data/results/variants.
+"""
 
 import argparse
 

@@ -55,7 +55,7 @@ def read_grid(path: Path, out: Path) -> list[Job]:
         ValueError: when the file is no TOML, or asks for something that does not exist.
     """
     try:
-        return jobs(tomllib.loads(path.read_text()), out)
+        return jobs(tomllib.loads(path.read_text(encoding="utf-8")), out)
     except ValueError as error:  # so are TOML's own errors, and those of texts that are not UTF-8
         raise ValueError(f"{path}: {error}") from error
 

@@ -67,7 +67,7 @@ def finished(run: Run, out: Path) -> dict[str, Any] | None:
     """
     path = out / "result.json"
     try:
-        result = json.loads(path.read_text())
+        result = json.loads(path.read_text(encoding="utf-8"))
         there = dict(result["run"])
     except FileNotFoundError:
         return None

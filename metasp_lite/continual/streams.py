@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from metasp_lite import settings
-from metasp_lite.images import sets
+from metasp_lite.images import sets, sources
 from metasp_lite.images.augment import Augmentation
 
 
@@ -107,7 +107,9 @@ class StreamSettings:
 
 def make(chosen: StreamSettings, *, device: torch.device | None = None) -> Stream:
     """Load the data set that ``chosen`` names and cut it into tasks, on ``device`` (None: where everything runs)."""
-    train, test = (sets.load(chosen.data, part, source=chosen.source, size=chosen.size) for part in ("train", "test"))
+    train, test = (
+        sources.load(chosen.data, part, source=chosen.source, size=chosen.size) for part in ("train", "test")
+    )
     return split(
         train,
         test,

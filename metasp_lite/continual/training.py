@@ -13,7 +13,7 @@ import filelock
 import torch
 from tqdm.auto import tqdm
 
-from metasp_lite import results
+from metasp_lite import files, results
 from metasp_lite.continual import methods, streams
 from metasp_lite.continual.accuracy import Accuracies
 from metasp_lite.continual.checkpoint import load_checkpoint, save_checkpoint
@@ -83,6 +83,7 @@ def train(
     out.mkdir(parents=True, exist_ok=True)
     try:
         with filelock.FileLock(out / "lock", timeout=wait):  # the system lifts it when the process dies, however
+            files.remove_leftovers(out)
             result = finished(run, out)
             if result is None:
                 result = _train(run, out, stream or streams.make(run.stream), checkpoint_seconds, watch, progress_bar)
@@ -158,7 +159,7 @@ def _train(
             save_checkpoint(path, identity, state.state_dict())
             saved = time.monotonic()
     results.write(out / "result.json", summary(run, stream, progress, scores_last_only=method.scores_last_only))
-    return json.loads((out / "result.json").read_text())
+    return json.loads((out / "result.json").read_text(encoding="utf-8"))
 
 
 def _timed(progress: Progress, function: Callable[_P, _T], *arguments: _P.args, **named: _P.kwargs) -> _T:

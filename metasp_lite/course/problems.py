@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from metasp_lite import settings
 from metasp_lite.calculus.losses import ExampleLosses, Objective, binary_cross_entropy, flatten_parameters
-from metasp_lite.images import sets
+from metasp_lite.images import sets, sources
 from metasp_lite.influence.metasp import Examples
 from metasp_lite.networks import logistic_regression, toy_mlp
 
@@ -148,13 +148,9 @@ def _vectors(images: sets.ImageSet) -> Tensor:
 
 def _bundled(split: sets.Split, per_class: int) -> sets.ImageSet:
     """Return the first images of each class from the bundled subset, whatever other sources a machine has."""
-    return sets.first_per_class(sets.load("fashion-mnist", split, source="bundled"), per_class)
+    return sets.first_per_class(sources.load("fashion-mnist", split, source="bundled"), per_class)
 
 
 def _two_classes(split: sets.Split, per_class: int) -> sets.ImageSet:
     whole = _bundled(split, per_class)
-    names = ("Sneaker", "Ankle boot")
-    first, second = (whole.classes.index(name) for name in names)
-    keep = (whole.labels == first) | (whole.labels == second)
-    labels = (whole.labels[keep] == second).long()
-    return replace(whole, images=whole.images[keep], labels=labels, classes=names)
+    return whole.only([whole.classes.index(name) for name in ("Sneaker", "Ankle boot")])

@@ -1,7 +1,7 @@
 """The two-stage problems of notebook 06: some classes of a data set for pretraining, others for finetuning."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
@@ -12,7 +12,7 @@ from metasp_lite import settings
 from metasp_lite.calculus.curvature import Curvature
 from metasp_lite.calculus.losses import ExampleLosses, Objective, flatten_parameters
 from metasp_lite.calculus.optimum import minimise
-from metasp_lite.images import sets
+from metasp_lite.images import sets, sources
 from metasp_lite.networks import TABLE_A, two_stage
 from metasp_lite.stages.fixed import embedding_size, head_objective
 from metasp_lite.stages.unrolled import Adam, ShortRun
@@ -143,21 +143,17 @@ class TwoStages:
         return ShortRun(self.finetuning, Adam(), batches.to(settings.device()))
 
     def _images(self, split: sets.Split, classes: Sequence[int], per_class: int, skip: int = 0) -> sets.ImageSet:
-        whole = sets.load(self.setup.data, split, source=self.setup.source, size=self.setup.size)
-        kept = []
+        whole = sources.load(self.setup.data, split, source=self.setup.source, size=self.setup.size)
         if max(classes) >= len(whole.classes):
             raise ValueError(f"classes {tuple(classes)}: {whole.name} has those from 0 to {len(whole.classes) - 1}")
-        for label in classes:
-            places = (whole.labels == label).nonzero()[skip : skip + per_class, 0]
-            if len(places) < per_class:
+        places = whole.places(classes, per_class, skip=skip)
+        for label, mine in zip(classes, places, strict=True):
+            if len(mine) < per_class:
                 raise ValueError(
                     f"class {whole.classes[label]!r} of {whole.name} has too few {split} images for "
                     f"{per_class} after the first {skip}"
                 )
-            kept.append(places)
-        chosen = whole.take(torch.cat(kept))
-        labels = torch.arange(len(classes)).repeat_interleave(per_class)
-        return replace(chosen, labels=labels, classes=tuple(whole.classes[label] for label in classes))
+        return whole.take(torch.cat(places)).only(classes)
 
     def _losses(self, images: sets.ImageSet) -> ExampleLosses:
         s = self.setup

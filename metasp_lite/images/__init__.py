@@ -2,6 +2,7 @@
 
 from metasp_lite.images.augment import Augmentation
 from metasp_lite.images.inventory import inventory
-from metasp_lite.images.sets import KNOWN, ImageSet, download, first_per_class, load, ways_out
+from metasp_lite.images.sets import ImageSet, first_per_class
+from metasp_lite.images.sources import KNOWN, download, load, ways_out
 
 __all__ = ["KNOWN", "Augmentation", "ImageSet", "download", "first_per_class", "inventory", "load", "ways_out"]

@@ -1,11 +1,9 @@
-"""Images kept as a tree of class folders, or beside csv lists: list, decode, and keep the pixels in a cache."""
+"""The pixels of an image folder, decoded once: kept as one memory-mapped file until a file of the folder changes."""
 
 import contextlib
 import hashlib
 import os
 import re
-import time
-import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,12 +11,12 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from metasp_lite import settings
-from metasp_lite.images.folder import _MODE_OF_CHANNELS, Decoding, Listing, decode
+from metasp_lite import files, settings
+from metasp_lite.images.folder import MODE_OF_CHANNELS, Decoding, Listing, decode
 
 _CHUNK_BYTES = 32 * 2**20
 _FILES_PER_JOB = 64
-_ABANDONED_AFTER = 3600  # seconds without a write after which a temporary file belongs to no living process
+_ABANDONED_AFTER = 3600.0  # seconds without a write after which a half-written cache belongs to no living process
 
 
 def cache_dir() -> Path:
@@ -26,7 +24,7 @@ def cache_dir() -> Path:
     return settings.PROJECT_DATA_DIR / "cache"
 
 
-def read(root: Path, listing: Listing, decoding: Decoding) -> np.ndarray:
+def read_images(root: Path, listing: Listing, decoding: Decoding) -> np.ndarray:
     """Return the images of ``listing``, (N, C, H, W) uint8, memory-mapped from the cache; writing to them is private.
 
     The first call decodes all files and writes the cache; a change of any file's name, size or time builds it anew.
@@ -71,31 +69,23 @@ def _open_cache(path: Path, listing: Listing, decoding: Decoding) -> np.ndarray 
         return None
     expected = (decoding.shape[0], decoding.size, decoding.size) if decoding.size else decoding.shape
     fits = all(want in (None, have) for want, have in zip(expected, images.shape[1:], strict=True))
-    return images if fits and images.shape[1] in _MODE_OF_CHANNELS and images.flags.c_contiguous else None
+    return images if fits and images.shape[1] in MODE_OF_CHANNELS and images.flags.c_contiguous else None
 
 
 def _build_cache(path: Path, listing: Listing, decoding: Decoding) -> None:
-    """Write the cache under a temporary name of its own, then rename it: no reader ever meets half a file."""
+    """Write the cache; no reader ever meets half of it."""
     decoding, first = _settled_by_first(listing, decoding)
     height_width = (decoding.size, decoding.size) if decoding.size else first.shape[1:]
     shape = (len(listing.files), len(first), *height_width)
-    temporary = path.with_name(f"{path.stem}.{uuid.uuid4().hex}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "xb") as file:
+        with files.replacing(path) as file:
             np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
             for images in _decoded(listing, decoding, first):
-                file.write(images)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+                file.write(images.data)
     except OSError as error:
         need = f"{np.prod(shape) / 2**20:,.0f} MiB"
         reason = error.strerror or error
         raise OSError(f"cannot write the cache {path} ({reason}); it needs {need}: free space or permit it") from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
 
 
 def _settled_by_first(listing: Listing, decoding: Decoding) -> tuple[Decoding, np.ndarray]:
@@ -131,9 +121,9 @@ def _usable_cpus() -> int:
 
 
 def _remove_stale(kind: str, *, keep: Path) -> None:
-    """Remove the caches of earlier states of the same split, and temporary files that no process writes any more."""
-    for path in keep.parent.iterdir():
-        with contextlib.suppress(OSError):  # another process may have removed it
-            abandoned = path.suffix == ".tmp" and time.time() - path.stat().st_mtime > _ABANDONED_AFTER
-            if path.name.startswith(f"{kind}-") and path != keep and (path.suffix == ".npy" or abandoned):
+    """Remove the caches of earlier states of the same split, and what killed processes have left of any."""
+    files.remove_leftovers(keep.parent, older_than=_ABANDONED_AFTER)
+    for path in keep.parent.glob(f"{kind}-*.npy"):
+        if path != keep:
+            with contextlib.suppress(OSError):  # another process may have removed it
                 path.unlink()

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 SPLITS = ("train", "test")
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 LAYOUT = "{train,test}/<class>/*.{png,jpg,jpeg,webp}"
 CSV_LISTS = ("train.csv", "val.csv", "test.csv")  # of the few-shot split of Mini-ImageNet; images lie in images/
 
@@ -20,7 +20,7 @@ CSV_LISTS = ("train.csv", "val.csv", "test.csv")  # of the few-shot split of Min
 # (C, H, W); None stands for "any"
 Shape = tuple[int | None, int | None, int | None]
 _FORMATS = ("PNG", "JPEG", "WEBP")
-_MODE_OF_CHANNELS = {1: "L", 3: "RGB"}
+MODE_OF_CHANNELS = {1: "L", 3: "RGB"}
 
 
 @dataclass(frozen=True)
@@ -155,8 +155,8 @@ def _class_names(folder: Path) -> tuple[str, ...]:
 def _image_names(folder: Path) -> list[str]:
     entries = _visible(folder)
     for entry in entries:
-        if not (entry.name.lower().endswith(SUFFIXES) and entry.is_file()):
-            raise ValueError(f"{entry.path} is not a {', '.join(SUFFIXES)} file; move it out of the class folder")
+        if not (entry.name.lower().endswith(_SUFFIXES) and entry.is_file()):
+            raise ValueError(f"{entry.path} is not a {', '.join(_SUFFIXES)} file; move it out of the class folder")
     if not entries:
         raise ValueError(f"class folder {folder} holds no image; add images or remove it from train and test")
     return [entry.name for entry in entries]
@@ -206,7 +206,7 @@ def resized(image: Image.Image, size: int) -> Image.Image:
 
 def _check_shape(path: Path, image: Image.Image, decoding: Decoding) -> None:
     channels, height, width = decoding.shape
-    modes = tuple(_MODE_OF_CHANNELS.values()) if channels is None else (_MODE_OF_CHANNELS[channels],)
+    modes = tuple(MODE_OF_CHANNELS.values()) if channels is None else (MODE_OF_CHANNELS[channels],)
     if image.mode not in modes:
         wanted = " or ".join(modes)
         raise ValueError(f"{path} has mode {image.mode}, expected {wanted}; convert the file to {wanted} or remove it")

@@ -11,7 +11,7 @@ import numpy as np
 _DAMAGE = (OSError, EOFError, zlib.error, struct.error, ValueError)
 
 
-def read(path: Path, way_out: str) -> np.ndarray:
+def read_idx(path: Path, way_out: str) -> np.ndarray:
     """Return the array of a gzipped idx file, uint8: labels (N,) or images (N, H, W).
 
     The format: two zero bytes, the type (8: unsigned bytes), the number of dimensions, each dimension as a big-endian
@@ -31,7 +31,7 @@ def read(path: Path, way_out: str) -> np.ndarray:
     return np.frombuffer(data, np.uint8).reshape(shape)
 
 
-def read_shape(path: Path, way_out: str) -> tuple[int, ...]:
+def read_idx_shape(path: Path, way_out: str) -> tuple[int, ...]:
     """Return the shape that the file's header declares, without reading the data.
 
     Raises:

@@ -1,25 +1,15 @@
-"""Data sets as uint8 tensors with their classes, and where they come from: folders, Debian, torchvision, bundled."""
+"""What data sets are here, from where, and how many images: counted without decoding any."""
 
 from dataclasses import dataclass
 from pathlib import Path
 
 from metasp_lite import settings
-from metasp_lite.images import downloads, folder, idx
-from metasp_lite.images.sets import (
-    _REINSTALL,
-    _RESTORE,
-    BUNDLED_SOURCE,
-    DEBIAN_FASHION_MNIST,
-    KNOWN,
-    _bundled_dir,
-    _data_dir_in_words,
-    _idx_files,
-    _torchvision_class_of,
-)
+from metasp_lite.images import downloads, folder, idx, sources
+from metasp_lite.images.sources import KNOWN
 
 
 @dataclass(frozen=True)
-class Row:
+class Entry:
     """One set from one source; counts are None and ``source`` says why where it cannot be used.
 
     ``shape`` is the (C, H, W) of the images, in an unknown folder that of the first one.
@@ -32,20 +22,21 @@ class Row:
     source: str
 
 
-def inventory() -> list[Row]:
+def inventory() -> list[Entry]:
     """Return what is here, without decoding images: for each name in the order in which ``load`` tries the sources."""
-    rows = []
+    entries = []
     folders = {path.name for path in settings.data_dir().iterdir() if _looks_like_a_set(path)}
     for name in (*KNOWN, *sorted(folders - set(KNOWN))):
         if name in folders:
-            rows.append(_folder_row(name))
-        if name == "fashion-mnist" and DEBIAN_FASHION_MNIST.is_dir():
-            rows.append(_idx_row(DEBIAN_FASHION_MNIST, "Debian's package dataset-fashion-mnist", _REINSTALL))
-        if (kind := _torchvision_class_of(name)) and downloads.folder(kind).is_dir():
-            rows.append(_download_row(name, kind))
-        if name == "fashion-mnist" and _bundled_dir().is_dir():
-            rows.append(_idx_row(_bundled_dir(), BUNDLED_SOURCE, _RESTORE))
-    return rows
+            entries.append(_of_folder(name))
+        if name == "fashion-mnist" and sources.DEBIAN_FASHION_MNIST.is_dir():
+            source = "Debian's package dataset-fashion-mnist"
+            entries.append(_of_idx_files(sources.DEBIAN_FASHION_MNIST, source, sources.REINSTALL))
+        if (kind := sources.torchvision_class_of(name)) and downloads.folder_of(kind).is_dir():
+            entries.append(_of_download(name, kind))
+        if name == "fashion-mnist" and sources.bundled_dir().is_dir():
+            entries.append(_of_idx_files(sources.bundled_dir(), sources.BUNDLED_SOURCE, sources.RESTORE))
+    return entries
 
 
 def _looks_like_a_set(path: Path) -> bool:
@@ -53,25 +44,31 @@ def _looks_like_a_set(path: Path) -> bool:
     return path.is_dir() and not path.name.startswith(".") and (has_split or path.name in KNOWN)
 
 
-def _folder_row(name: str) -> Row:
+def _of_folder(name: str) -> Entry:
     root = settings.data_dir() / name
     try:
         train, test = (folder.list_images(root, split) for split in folder.SPLITS)
         shape = KNOWN[name].shape if name in KNOWN else folder.peek(train)
     except (OSError, ValueError) as error:
-        return Row(name, None, None, None, str(error))
-    return Row(name, len(train.files), len(test.files), shape, f"image folder {_data_dir_in_words()}/{name}")
+        return Entry(name, None, None, None, str(error))
+    return Entry(name, len(train.files), len(test.files), shape, f"image folder {sources.data_dir_in_words()}/{name}")
 
 
-def _idx_row(folder: Path, source: str, way_out: str) -> Row:
+def _of_idx_files(root: Path, source: str, way_out: str) -> Entry:
     try:
-        train, test = (idx.read_shape(_idx_files(folder, split)[0], way_out) for split in folder.SPLITS)
+        files = [sources.idx_files(root, split)[0] for split in folder.SPLITS]
+        train, test = (idx.read_idx_shape(file, way_out) for file in files)
+        if len(train) != 3:
+            raise ValueError(f"{files[0]} has shape {train}, expected (N, H, W); {way_out}")
     except ValueError as error:
-        return Row("fashion-mnist", None, None, None, str(error))
-    return Row("fashion-mnist", train[0], test[0], (1, *train[1:]), source)
+        return Entry("fashion-mnist", None, None, None, str(error))
+    count, height, width = train
+    return Entry("fashion-mnist", count, test[0], (1, height, width), source)
 
 
-def _download_row(name: str, kind: str) -> Row:
+def _of_download(name: str, kind: str) -> Entry:
     if missing := downloads.missing_files(kind):
-        return Row(name, None, None, None, f"{missing[0]} is missing; remove its folder and download the set again")
-    return Row(name, *KNOWN[name].counts, KNOWN[name].shape, f"torchvision's download of {kind}")
+        return Entry(name, None, None, None, f"{missing[0]} is missing; remove its folder and download the set again")
+    known = KNOWN[name]
+    train, test = known.counts or (None, None)
+    return Entry(name, train, test, known.shape, f"torchvision's download of {kind}")

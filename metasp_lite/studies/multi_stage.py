@@ -1,4 +1,4 @@
-"""Studies of two-stage influence, minutes each: ``python -m metasp_lite stages``; stored in data/results/stages."""
+"""Studies of two-stage influence, minutes each, by name in ``STUDIES``."""
 
 import dataclasses
 import time
@@ -117,11 +117,11 @@ def against_retraining(name: str) -> dict[str, object]:
             truth: {each: agreement.pearson(t.flatten(), p.flatten()) for each, p in predicted.items()}
             for truth, t in truths.items()
         },
-        "cost": scoring_cost(problem, pretrained, finetuned),
+        "cost": _scoring_cost(problem, pretrained, finetuned),
     }
 
 
-def scoring_cost(problem: TwoStages, pretrained: Curvature, finetuned: Curvature, rounds: int = 3) -> dict[str, float]:
+def _scoring_cost(problem: TwoStages, pretrained: Curvature, finetuned: Curvature, rounds: int = 3) -> dict[str, float]:
     """CPU seconds of the two solves for one target by conjugate gradients, and of scoring all examples with the result.
 
     Each the lowest of ``rounds``, which take turns.
@@ -149,9 +149,16 @@ def scoring_cost(problem: TwoStages, pretrained: Curvature, finetuned: Curvature
 def tasks(name: str, seeds: Sequence[int] = range(5)) -> dict[str, object]:
     """Mean |score| where finetuning has the pretraining's own task, and where it has an unrelated one (section 4.3)."""
     chosen, rows = TASKS[name], []
-    size = {"first_per_class": 300, "second_per_class": 300, "test_per_class": 20}
     for seed in seeds:
-        drawn = replace(SETUPS[name], first=chosen.first, **size, seed=seed, skip=300 * seed * chosen.draws)
+        drawn = replace(
+            SETUPS[name],
+            first=chosen.first,
+            first_per_class=300,
+            second_per_class=300,
+            test_per_class=20,
+            seed=seed,
+            skip=300 * seed * chosen.draws,
+        )
         pretrained = TwoStages(drawn).pretrained()
         for task, classes in (("same", chosen.first), ("unrelated", chosen.unrelated)):
             problem = TwoStages(replace(drawn, second=classes))

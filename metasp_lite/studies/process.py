@@ -1,4 +1,4 @@
-"""A process of its own for each measurement, and the largest memory it had."""
+"""A process of its own for each measurement, and how its memory is to be counted."""
 
 import ctypes
 import multiprocessing
@@ -7,10 +7,10 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from typing import TypeVar
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 
-def in_fresh_process(function: Callable[..., T], *arguments: object) -> T:
+def in_fresh_process(function: Callable[..., _T], *arguments: object) -> _T:
     """Call a module's ``function`` in a process that did nothing before, and return what it returns.
 
     The process is forked from a small server that multiprocessing keeps, and not started by this process: on Linux one

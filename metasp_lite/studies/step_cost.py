@@ -1,4 +1,4 @@
-"""What a MetaSP step costs beside other steps, stored in data/results/bench/step.json.
+"""What a MetaSP step costs beside other steps.
 
 Three costs of one step: operations (multiplications and additions of convolutions and linear layers, as torch counts
 them), CPU time on one thread, and how far the step raises the peak of memory.  Images and labels are random: no cost
@@ -25,26 +25,25 @@ from metasp_lite.influence.metasp import Examples, metasp_step, paper
 from metasp_lite.memory import peak_mib
 from metasp_lite.studies.process import in_fresh_process, return_freed_memory
 
-SEED, IMAGE, CLASSES, LEARNING_RATE = 0, (3, 32, 32), 10, 0.1
+SEED = 0
+_IMAGE, _CLASSES, _LEARNING_RATE = (3, 32, 32), 10, 0.1
+_Arguments = tuple[nn.Module, torch.optim.SGD, Examples, Examples, Examples]  # of a step: …, batch, V_old, V_new
 
 
-Arguments = tuple[nn.Module, torch.optim.SGD, Examples, Examples, Examples]  # of a step: …, batch, V_old, V_new
-
-
-def er_step(model: nn.Module, optimizer: torch.optim.SGD, batch: Examples, old: Examples, new: Examples) -> None:
+def _er_step(model: nn.Module, optimizer: torch.optim.SGD, batch: Examples, old: Examples, new: Examples) -> None:
     """Experience replay: a plain step on the whole batch, whose second half comes from the memory."""
     optimizer.zero_grad()
     cross_entropy(model(batch[0]), batch[1]).mean().backward()
     optimizer.step()
 
 
-def sgd_step(model: nn.Module, optimizer: torch.optim.SGD, batch: Examples, old: Examples, new: Examples) -> None:
+def _sgd_step(model: nn.Module, optimizer: torch.optim.SGD, batch: Examples, old: Examples, new: Examples) -> None:
     """Fine-tuning: a plain step on the new examples alone, the first half of the batch."""
     half = len(batch[1]) // 2
-    er_step(model, optimizer, (batch[0][:half], batch[1][:half]), old, new)
+    _er_step(model, optimizer, (batch[0][:half], batch[1][:half]), old, new)
 
 
-def oracle_step(
+def _oracle_step(
     model: nn.Module,
     optimizer: torch.optim.SGD,
     batch: Examples,
@@ -70,15 +69,15 @@ def oracle_step(
 
 
 STEPS: dict[str, Callable[..., object]] = {
-    "sgd": sgd_step,
-    "er": er_step,
+    "sgd": _sgd_step,
+    "er": _er_step,
     "metasp": partial(metasp_step, variant=paper),  # the oracle's weights
-    "oracle": oracle_step,
-    "oracle-shared": partial(oracle_step, shared=True),
+    "oracle": _oracle_step,
+    "oracle-shared": partial(_oracle_step, shared=True),
 }
 
 
-NETWORKS: dict[str, Callable[[], nn.Module]] = {
+_NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "lite-cnn": networks.lite_cnn,
     "resnet18-20": partial(networks.resnet18, width=20),
     "resnet18-64": partial(networks.resnet18, width=64),
@@ -128,10 +127,10 @@ def operations_and_seconds(case: Case) -> list[dict[str, object]]:
     ratio of CPU times is that of the medians.
     """
     torch.set_num_threads(1)
-    network = NETWORKS[case.network]()
+    network = _NETWORKS[case.network]()
     steps = {name: partial(STEPS[name], *arguments(copy.deepcopy(network), case)) for name in case.variants}
     counted = {name: operations(step) for name, step in steps.items()}
-    seconds = {name: [] for name in steps}
+    seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in steps}
     for _ in range(case.repetitions):
         for name, step in steps.items():
             cpu, wall = time.process_time(), time.perf_counter()
@@ -173,7 +172,7 @@ def peak_extra_mib(variant: str, case: Case, ordinary_malloc: bool = False) -> f
     step = STEPS[variant]
     for small in (networks.lite_cnn(widths=(2, 2, 2)), networks.resnet18(width=2)):
         step(*arguments(small, Case(case.network, n=4, v=4)))
-    subject = arguments(NETWORKS[case.network](), case)
+    subject = arguments(_NETWORKS[case.network](), case)
     gc.collect()
     before = peak_mib()
     step(*subject)
@@ -187,11 +186,13 @@ def operations(step: Callable[[], object]) -> int:
     return counter.get_total_flops()
 
 
-def arguments(model: nn.Module, case: Case) -> Arguments:
+def arguments(model: nn.Module, case: Case) -> _Arguments:
     """Give ``model`` an optimiser, a batch and two validation sets of random images."""
     generator = torch.Generator().manual_seed(SEED)
-    sets = [
-        (torch.randn(size, *IMAGE, generator=generator), torch.randint(CLASSES, (size,), generator=generator))
-        for size in (case.n, case.v // 2, case.v // 2)
-    ]
-    return model, torch.optim.SGD(model.parameters(), lr=LEARNING_RATE), *sets
+
+    def drawn(size: int) -> Examples:
+        images = torch.randn(size, *_IMAGE, generator=generator)
+        return images, torch.randint(_CLASSES, (size,), generator=generator)
+
+    optimizer = torch.optim.SGD(model.parameters(), lr=_LEARNING_RATE)
+    return model, optimizer, drawn(case.n), drawn(case.v // 2), drawn(case.v // 2)

@@ -1,4 +1,4 @@
-"""What an influence costs on the toy of notebook 02, written to data/results/bench/toy.json."""
+"""What an influence costs on the toy of notebook 02."""
 
 import time
 
@@ -15,22 +15,26 @@ from metasp_lite.influence.hessian import influence
 from metasp_lite.memory import peak_mib
 from metasp_lite.studies.process import in_fresh_process
 
-REPEATS = 5
-TOY = {"l2": 0.03, "hidden": 8}
+_REPEATS = 5
+_L2, _HIDDEN = 0.03, 8
 
 
 def study(seeds: int) -> dict[str, object]:
     """Measure the starting weights 0, 1, … in a process of their own each; a row for each."""
     began = time.perf_counter()
-    rows = [in_fresh_process(measure, seed) for seed in tqdm(range(seeds), desc="toy", unit="seed")]
+    rows = [in_fresh_process(_measure, seed) for seed in tqdm(range(seeds), desc="toy", unit="seed")]
     wall = round(time.perf_counter() - began, 1)
-    return {"settings": {"threads": 1, **TOY, "repeats": REPEATS}, "runs": rows, "wall_seconds": wall}
+    return {
+        "settings": {"threads": 1, "l2": _L2, "hidden": _HIDDEN, "repeats": _REPEATS},
+        "runs": rows,
+        "wall_seconds": wall,
+    }
 
 
-def measure(seed: int) -> dict[str, float | int | None]:
+def _measure(seed: int) -> dict[str, float | int | None]:
     """Train the toy from ``seed`` and measure its exact and its conjugate-gradient influences on one thread."""
     torch.set_num_threads(1)
-    problem = problems.toy(**TOY, seed=seed)
+    problem = problems.toy(l2=_L2, hidden=_HIDDEN, seed=seed)
     theta = minimise(problem.objective, problem.start)
     losses, validation = problem.objective.losses, problem.validation
     loss_directional_derivatives(losses, theta, theta)  # so that first-use costs of torch are in no measurement
@@ -46,7 +50,7 @@ def measure(seed: int) -> dict[str, float | int | None]:
     ]
     all_right = max((k for k, count in enumerate(right, 1) if count < len(exact)), default=0) + 1
     seconds = []
-    for _ in range(REPEATS):
+    for _ in range(_REPEATS):
         begin = time.process_time()
         influence(losses, validation, Curvature(problem.objective, theta), ConjugateGradient(all_right))
         seconds.append(time.process_time() - begin)
@@ -58,6 +62,6 @@ def measure(seed: int) -> dict[str, float | int | None]:
         "cg_signs_right_after_20_products": right[19],
         "cg_products_to_990": next((k for k, count in enumerate(right, 1) if count >= 990), None),
         "cg_products_to_1000": all_right if all_right <= len(right) else None,
-        "cg_cpu_seconds_to_1000_median": round(sorted(seconds)[REPEATS // 2], 3),
+        "cg_cpu_seconds_to_1000_median": round(sorted(seconds)[_REPEATS // 2], 3),
         "cg_cpu_seconds_to_1000_min": round(min(seconds), 3),
     }

@@ -1,4 +1,4 @@
-"""How fast training steps are: ``python -m metasp_lite bench train``, written to data/results/bench/train.json."""
+"""How fast training steps are beside a bare PyTorch loop."""
 
 import statistics
 import time
@@ -13,17 +13,17 @@ from metasp_lite.continual.methods import METHODS
 from metasp_lite.continual.methods.base import MemorySettings, Rehearsal
 from metasp_lite.continual.methods.metasp import MetaSPSettings
 from metasp_lite.continual.streams import Stream, split
-from metasp_lite.images.sets import ImageSet
+from metasp_lite.images import ImageSet
 
-ROUNDS = {"lite-cnn": 40, "resnet18-20": 12}  # a network's repetitions; the variants take turns within each
-SEED = 0
+_ROUNDS = {"lite-cnn": 40, "resnet18-20": 12}  # a network's repetitions; the variants take turns within each
+_SEED = 0
 _SETTINGS = {"er": MemorySettings(memory=500), "metasp": MetaSPSettings(memory=500)}
 
 
 def study() -> list[dict[str, object]]:
     """Measure every network on one thread; a row for each variant."""
     torch.set_num_threads(1)
-    return [row for network in tqdm(ROUNDS, unit="network") for row in measure(network, ROUNDS[network])]
+    return [row for network in tqdm(_ROUNDS, unit="network") for row in measure(network, _ROUNDS[network])]
 
 
 def measure(network: str, rounds: int) -> list[dict[str, object]]:
@@ -33,10 +33,13 @@ def measure(network: str, rounds: int) -> list[dict[str, object]]:
     inputs ready.
     """
     began = time.perf_counter()
-    stream = made_up_stream(torch.Generator().manual_seed(SEED))
+    stream = _made_up_stream(torch.Generator().manual_seed(_SEED))
     seconds: dict[str, list[float]] = {}
-    variants = {"bare": bare_step(stream, network), "augmentation": augmentation(stream, network)}
-    variants |= {name: method_step(stream, network, name) for name in _SETTINGS}
+    variants: dict[str, Callable[[], object]] = {
+        "bare": _bare_step(stream, network),
+        "augmentation": _augmentation(stream, network),
+    }
+    variants |= {name: _method_step(stream, network, name) for name in _SETTINGS}
     for repetition in range(rounds + 1):
         for name, step in variants.items():
             start = time.process_time()
@@ -52,14 +55,14 @@ def measure(network: str, rounds: int) -> list[dict[str, object]]:
             "images_per_second": round(64 / median[name]),
             "ratio_to_bare": round(median["bare"] / median[name], 3),
             "share_of_er_step": round(median[name] / median["er"], 4),
-            "settings": {"batch": 32, "memory_batch": 32, "rounds": rounds, "threads": 1, "seed": SEED},
+            "settings": {"batch": 32, "memory_batch": 32, "rounds": rounds, "threads": 1, "seed": _SEED},
             "wall_seconds": round(time.perf_counter() - began, 1),
         }
         for name in variants
     ]
 
 
-def made_up_stream(draw: torch.Generator) -> Stream:
+def _made_up_stream(draw: torch.Generator) -> Stream:
     """Two tasks of random images, as large as CIFAR's; for cost alone."""
 
     def images(count: int) -> ImageSet:
@@ -70,9 +73,9 @@ def made_up_stream(draw: torch.Generator) -> Stream:
     return split(images(2000), images(10), classes_per_task=5, padding=4, flip=True, device=torch.device("cpu"))
 
 
-def bare_step(stream: Stream, network: str) -> Callable[[], None]:
+def _bare_step(stream: Stream, network: str) -> Callable[[], None]:
     """Return a step as any PyTorch tutorial writes it, on inputs that are ready."""
-    learner = Learner(stream, Recipe(network, epochs=1), SEED)
+    learner = Learner(stream, Recipe(network, epochs=1), _SEED)
     inputs, labels = stream.augmentation.normalise(stream.images[:64]), stream.labels[:64]
 
     def step() -> None:
@@ -83,9 +86,9 @@ def bare_step(stream: Stream, network: str) -> Callable[[], None]:
     return step
 
 
-def method_step(stream: Stream, network: str, name: str) -> Callable[[], None]:
+def _method_step(stream: Stream, network: str, name: str) -> Callable[[], object]:
     """Return a rehearsing step of a method: fetch, augment, sample the memory, train."""
-    learner = Learner(stream, Recipe(network, epochs=1), SEED)
+    learner = Learner(stream, Recipe(network, epochs=1), _SEED)
     method = METHODS[name](learner, _SETTINGS[name])
     assert isinstance(method, Rehearsal)
     kept = stream.tasks[0].train[:500]
@@ -95,7 +98,7 @@ def method_step(stream: Stream, network: str, name: str) -> Callable[[], None]:
     return lambda: method.step(learner, learner.batch(index))
 
 
-def augmentation(stream: Stream, network: str) -> Callable[[], None]:
+def _augmentation(stream: Stream, network: str) -> Callable[[], object]:
     """Return the augmentation of one step's 64 images."""
-    learner = Learner(stream, Recipe(network, epochs=1), SEED)
+    learner = Learner(stream, Recipe(network, epochs=1), _SEED)
     return lambda: learner.augmented(stream.images[:64])

@@ -21,17 +21,16 @@ def test_a_kill_while_a_checkpoint_is_written_leaves_the_one_before(folder, stre
         training.train(run, tmp_path, stream=stream, checkpoint_seconds=0, watch=stop_at(3))
     before = path.read_bytes()
 
-    def half(self: Path, content: bytes) -> None:
-        with self.open("wb") as file:
-            file.write(content[: len(content) // 2])
+    def half(descriptor: int) -> None:
+        os.ftruncate(descriptor, os.fstat(descriptor).st_size // 2)
         raise Stopped
 
     with monkeypatch.context() as patched:
-        patched.setattr(Path, "write_bytes", half)
+        patched.setattr(os, "fsync", half)
         with pytest.raises(Stopped):
             training.train(run, tmp_path, stream=stream, checkpoint_seconds=0)
     assert path.read_bytes() == before
-    (tmp_path / ".checkpoint.pt.part").write_bytes(b"half")  # what a real kill would have left
+    (tmp_path / f".checkpoint.pt.{'0' * 32}.part").write_bytes(b"half")  # what a real kill would have left
     training.train(run, tmp_path, stream=stream, checkpoint_seconds=0)
     assert sorted(each.name for each in tmp_path.iterdir()) == ["lock", "result.json"]
 
@@ -44,16 +43,15 @@ def begun(folder, stream, tmp_path) -> Path:
     return tmp_path
 
 
-def full_disk(self: Path, content: bytes) -> None:
-    with self.open("wb") as file:
-        file.write(content[:100])
+def full_disk(descriptor: int) -> None:
+    os.ftruncate(descriptor, 100)
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def test_a_full_disk_keeps_the_last_checkpoint(folder, stream, begun, tmp_path_factory, monkeypatch):
     run, before = run_on(folder, "er"), (begun / "checkpoint.pt").read_bytes()
     with monkeypatch.context() as patched:
-        patched.setattr(Path, "write_bytes", full_disk)
+        patched.setattr(os, "fsync", full_disk)
         with pytest.raises(OSError, match=r"cannot write .*checkpoint\.pt \(No space left on device\); make room"):
             training.train(run, begun, stream=stream, checkpoint_seconds=0)
     assert (begun / "checkpoint.pt").read_bytes() == before

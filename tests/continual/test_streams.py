@@ -12,7 +12,7 @@ from torchvision import datasets
 
 from metasp_lite.continual import presets
 from metasp_lite.continual.streams import StreamSettings, make, split
-from metasp_lite.images import cache, inventory, sets
+from metasp_lite.images import cache, inventory, sources
 from metasp_lite.images.sets import ImageSet
 
 LITE, FULL = ({name: preset.stream for name, preset in presets.STREAMS[p].items()} for p in ("lite", "full"))
@@ -176,7 +176,7 @@ def test_the_named_streams_have_the_tasks_of_the_protocol_and_one_shape_in_both_
         for chosen in (LITE[name], FULL[name]):
             assert chosen.data == name.removeprefix("split-")
             assert chosen.classes_per_task == classes
-            assert sets.KNOWN[chosen.data].classes == tasks * classes
+            assert sources.KNOWN[chosen.data].classes == tasks * classes
     assert all(chosen.per_class is None for chosen in FULL.values())  # nothing is left out
 
 
@@ -233,4 +233,4 @@ def test_mini_imagenets_lists_make_five_tasks_of_twenty_classes(home):
     assert (row.train, row.test) == (500, 100)
     (root / "val.csv").unlink()
     with pytest.raises(ValueError, match=r"holds 84 class folders, but mini-imagenet has 100 classes"):
-        sets.load("mini-imagenet")
+        sources.load("mini-imagenet")

@@ -8,7 +8,7 @@ from sklearn.linear_model import LogisticRegression
 from metasp_lite.calculus.losses import flatten_parameters
 from metasp_lite.calculus.optimum import minimise
 from metasp_lite.course import problems
-from metasp_lite.images import sets
+from metasp_lite.images import sources
 
 
 def test_shoes_are_sneakers_and_boots_in_equal_number_with_whitened_inputs(shoes):
@@ -17,7 +17,7 @@ def test_shoes_are_sneakers_and_boots_in_equal_number_with_whitened_inputs(shoes
     assert labels.bincount().tolist() == [30, 30]
     # principal components of the training set, scaled to variance one: rounding of a 784-term sum
     torch.testing.assert_close(torch.cov(inputs.T), torch.eye(2, dtype=torch.float64), rtol=0, atol=1e-10)
-    whole = sets.load("fashion-mnist", "train", source="bundled")
+    whole = sources.load("fashion-mnist", "train", source="bundled")
     first_boot = whole.images[(whole.labels == whole.classes.index("Ankle boot")).nonzero()[0, 0]]
     assert torch.equal(shoes.train.images[labels == 1][0], first_boot)
 

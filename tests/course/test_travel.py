@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 import torch
-from metasp_lite.course.travel import travel_of_optimum
 
 from metasp_lite.calculus.curvature import Curvature
 from metasp_lite.calculus.optimum import minimise
+from metasp_lite.course.travel import travel_of_optimum
 from metasp_lite.influence.leaving_out import leave_one_out
 
 

@@ -12,13 +12,13 @@ from metasp_lite.continual import methods, streams
 from metasp_lite.continual.learner import Learner, Recipe
 from metasp_lite.continual.run import Run
 from metasp_lite.continual.training import train
-from metasp_lite.images import sets
+from metasp_lite.images import sets, sources
 
 
 @functools.cache
 def small_stream(per_class=100):
     """Five pairs of Fashion-MNIST's classes."""
-    parts = (sets.load("fashion-mnist", part, source="bundled") for part in ("train", "test"))
+    parts = (sources.load("fashion-mnist", part, source="bundled") for part in ("train", "test"))
     train_part, test_part = (sets.first_per_class(p, n) for p, n in zip(parts, (per_class, 50), strict=True))
     device = torch.device("cpu")
     return streams.split(train_part, test_part, classes_per_task=2, device=device)

@@ -12,9 +12,10 @@ from pathlib import Path
 
 import numpy as np
 
-from metasp_lite import data
+from metasp_lite import images
 
 HERE = Path(__file__).resolve().parent
+PER_CLASS = {"train": 1000, "test": 200}
 
 
 def idx_gz(array: np.ndarray) -> bytes:
@@ -30,8 +31,8 @@ def make(folder: Path) -> None:
     """Write the four idx files, the first images of each class in their original order, and SHA256SUMS."""
     contents = {}
     for split, prefix in (("train", "train"), ("test", "t10k")):
-        whole = data.load("fashion-mnist", split, source="debian")
-        subset = data.first_per_class(whole, data.BUNDLED_PER_CLASS[split])
+        whole = images.load("fashion-mnist", split, source="debian")
+        subset = images.first_per_class(whole, PER_CLASS[split])
         contents[f"{prefix}-images-idx3-ubyte.gz"] = idx_gz(subset.images.squeeze(1).numpy())
         contents[f"{prefix}-labels-idx1-ubyte.gz"] = idx_gz(subset.labels.numpy().astype(np.uint8))
     sums = [f"{hashlib.sha256(content).hexdigest()}  {name}\n" for name, content in sorted(contents.items())]

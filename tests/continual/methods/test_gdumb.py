@@ -16,14 +16,14 @@ from metasp_lite.continual.methods.gdumb import GDumb, GDumbSettings, greedy_slo
 from metasp_lite.continual.methods.replay import FineTune
 from metasp_lite.continual.run import Run
 from metasp_lite.continual.training import score, train
-from metasp_lite.images import sets
+from metasp_lite.images import sources
 
 SETTINGS = GDumbSettings(memory=50, dumb_epochs=20)
 
 
 @pytest.fixture(scope="module")
 def stream():
-    train_set, test_set = (sets.load("fashion-mnist", part, source="bundled") for part in ("train", "test"))
+    train_set, test_set = (sources.load("fashion-mnist", part, source="bundled") for part in ("train", "test"))
     return streams.split(train_set, test_set, classes_per_task=2, per_class=60, device=torch.device("cpu"))
 
 

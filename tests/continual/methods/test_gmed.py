@@ -20,7 +20,7 @@ from metasp_lite.continual.methods.gmed import GMED, GMEDSettings, edit
 from metasp_lite.continual.methods.replay import ER, FineTune
 from metasp_lite.continual.run import Run
 from metasp_lite.continual.training import train
-from metasp_lite.images import sets
+from metasp_lite.images import sources
 from metasp_lite.networks import toy_mlp
 
 SETTINGS = GMEDSettings(memory=50, memory_batch=16)
@@ -28,14 +28,14 @@ SETTINGS = GMEDSettings(memory=50, memory_batch=16)
 
 @pytest.fixture(scope="module")
 def stream():
-    train_set, test_set = (sets.load("fashion-mnist", part, source="bundled") for part in ("train", "test"))
+    train_set, test_set = (sources.load("fashion-mnist", part, source="bundled") for part in ("train", "test"))
     return streams.split(train_set, test_set, classes_per_task=2, per_class=60, device=torch.device("cpu"))
 
 
 @pytest.fixture(scope="module")
 def moving(stream):
     """The same with crops and flips."""
-    train_set, test_set = (sets.load("fashion-mnist", part, source="bundled") for part in ("train", "test"))
+    train_set, test_set = (sources.load("fashion-mnist", part, source="bundled") for part in ("train", "test"))
     kinds = {"padding": 2, "flip": True, "device": torch.device("cpu")}
     return streams.split(train_set, test_set, classes_per_task=2, per_class=60, **kinds)
 

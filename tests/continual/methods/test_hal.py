@@ -20,7 +20,7 @@ from metasp_lite.continual.methods.hal import HAL, HALSettings, drift, forgettin
 from metasp_lite.continual.methods.replay import ER, FineTune
 from metasp_lite.continual.run import Run
 from metasp_lite.continual.training import train
-from metasp_lite.images import sets
+from metasp_lite.images import sources
 from metasp_lite.networks import lite_cnn, toy_mlp
 
 SETTINGS = HALSettings(memory=50, memory_batch=16, anchor_steps=10)
@@ -28,7 +28,7 @@ SETTINGS = HALSettings(memory=50, memory_batch=16, anchor_steps=10)
 
 @pytest.fixture(scope="module")
 def stream():
-    train_set, test_set = (sets.load("fashion-mnist", part, source="bundled") for part in ("train", "test"))
+    train_set, test_set = (sources.load("fashion-mnist", part, source="bundled") for part in ("train", "test"))
     return streams.split(train_set, test_set, classes_per_task=2, per_class=60, device=torch.device("cpu"))
 
 

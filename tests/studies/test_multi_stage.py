@@ -1,6 +1,5 @@
-"""The studies of two stages, and the command that stores them."""
+"""The studies of two stages: each stores what it says, computed again by another route."""
 
-import json
 from dataclasses import replace
 
 import numpy as np
@@ -9,8 +8,7 @@ import scipy.stats
 import torch
 from helpers.small_stages import SMALL_STAGES, small_stages
 
-from metasp_lite import __main__
-from metasp_lite.calculus.curvature import Curvature, NegativeCurvatureError
+from metasp_lite.calculus.curvature import Curvature
 from metasp_lite.calculus.solvers import Exact, GaussNewton
 from metasp_lite.course.two_stages import SETUPS, Setup, TwoStages
 from metasp_lite.stages import retraining
@@ -82,27 +80,13 @@ def test_the_protocols_are_those_of_the_papers_experiments():
     assert list(cifar.values()) == [mnist, replace(mnist, steps=(6000, 3000), batch=128), own]
 
 
-def test_the_command_stores_each_study_and_refuses_one_that_is_not_there(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(multi_stage, "OUT", tmp_path)
-    monkeypatch.setattr(multi_stage.settings, "PROJECT_DIR", tmp_path)
-    monkeypatch.setitem(multi_stage.STUDIES, "tasks", lambda name: {"data": name})
-    threads = torch.get_num_threads()
-    assert __main__.main(["stages", "tasks", "--data", "mnist"]) == 0
-    torch.set_num_threads(threads)
-    stored = json.loads((tmp_path / "tasks-mnist.json").read_text())
-    assert stored["data"] == "mnist"
-    assert "commit" in stored["obtained_with"]
-    assert __main__.main(["stages", "more"]) == 1
-    assert "there is no study 'more'; choose from leave-one-out, tasks" in capsys.readouterr().err
-
-
 EASY = replace(SMALL_STAGES, first=(0, 5), first_per_class=60, second_per_class=20, l2=0.06)
 
 
 def test_the_study_of_leaving_out_stores_what_its_correlations_are_of(monkeypatch):
     monkeypatch.setitem(SETUPS, "fashion-mnist", EASY)
     monkeypatch.setattr(TwoStages, "left_out", lambda self: torch.arange(0, 60, 10))
-    one = multi_stage.leave_one_out("fashion-mnist")
+    one = multi_stage.against_retraining("fashion-mnist")
     assert one["r"] > 0.8  # leaving out one of 120 is a large step: no more can be asked for
     assert one["r_tenth_of_weight"] > 0.999
     low, high = one["r_interval"]
@@ -185,14 +169,3 @@ def test_the_study_of_optima_tells_a_minimum_from_what_is_none(monkeypatch):
     assert rows["a tenth of the penalty"]["loss"] < here["loss"]
     for row in rows.values():
         assert (row["not_positive"] > 0) == (row["eigenvalues"][0] <= 0), row["variant"]
-
-
-def test_a_study_that_does_not_converge_ends_in_one_sentence(monkeypatch, tmp_path, capsys):
-    def fails(name):
-        raise NegativeCurvatureError(-0.5)
-
-    monkeypatch.setattr(multi_stage, "OUT", tmp_path)
-    monkeypatch.setitem(multi_stage.STUDIES, "tasks", fails)
-    assert __main__.main(["stages", "tasks"]) == 1
-    assert "metasp_lite: met curvature -0.5 with damping 0" in capsys.readouterr().err
-    assert not list(tmp_path.iterdir())

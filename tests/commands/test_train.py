@@ -1,4 +1,4 @@
-"""The command line: what it trains, what it refuses, and what it says then."""
+"""The command that trains: what it trains, what it refuses, and what it says then."""
 
 import json
 import shlex

@@ -1,4 +1,4 @@
-"""The headless runner, on notebooks of a few cells that import nothing heavy."""
+"""The command that runs the notebooks, on small ones that import nothing heavy."""
 
 import json
 import os
@@ -13,7 +13,7 @@ import nbformat
 import pytest
 from helpers.small_notebooks import CHECK, write_notebook
 
-from metasp_lite import __main__
+from metasp_lite import __main__, results
 from metasp_lite.commands import tour
 
 DIE = "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
@@ -36,7 +36,7 @@ def course(tmp_path, monkeypatch):
     folder = tmp_path / "notebooks"
     folder.mkdir()
     monkeypatch.setattr(tour, "NOTEBOOKS_DIR", folder)
-    monkeypatch.setattr(tour, "RECORD", tmp_path / "tour.json")
+    monkeypatch.setattr(results, "RESULTS_DIR", tmp_path)
     monkeypatch.delenv("METASP_PROFILE", raising=False)
     return folder
 
@@ -63,7 +63,7 @@ def test_a_failing_notebook_does_not_hide_the_next_one(course, capsys):
     }  # fmt: skip
     assert (out / "mathjax" / "MathJax.js").exists()
     assert read(out / "01-bad.ipynb").cells[2].outputs[0].ename == "ValueError"
-    assert "boom" in (out / "01-bad.html").read_text()
+    assert "boom" in (out / "01-bad.html").read_text(encoding="utf-8")
     assert str(course) in read(out / "02-good.ipynb").cells[1].outputs[0].text  # the kernel works in its folder
 
 
@@ -102,7 +102,7 @@ def test_store_writes_clean_outputs_and_figures_back(course):
     assert stored.cells[2].outputs[0].data == {"text/plain": "slider"}
     assert (course / "figures" / "01-good.png").read_bytes().startswith(b"\x89PNG")
     assert not list(course.rglob("*.part"))
-    (run,) = json.loads((course.parent / "tour.json").read_text())["runs"]
+    (run,) = json.loads((course.parent / "tour.json").read_text(encoding="utf-8"))["runs"]
     assert (run["notebook"], run["self_checks"]) == ("01-good", 1)
 
 
@@ -127,30 +127,15 @@ def test_a_course_without_notebooks_is_an_error(course, capsys):
     assert "there is no notebook in" in capsys.readouterr().err
 
 
-def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path, monkeypatch):
-    """The disk gives out just before the new content would take the old one's place."""
-
-    def fail(*_):
-        raise OSError("no space left")
-
-    path = tmp_path / "kept.txt"
-    tour.write_atomically(path, "old")
-    monkeypatch.setattr(Path, "replace", fail)
-    with pytest.raises(OSError, match="no space left"):
-        tour.write_atomically(path, "new")
-    assert path.read_text() == "old"
-    assert list(tmp_path.iterdir()) == [path]
-
-
 def test_ctrl_c_stops_the_kernel_and_leaves_nothing_behind(course):
     """The cell writes its kernel's process id, then sleeps; after SIGINT that process must be gone."""
     path = write_notebook(
         course, "01-slow", "import os; open('pid', 'w').write(str(os.getpid()))", "import time; time.sleep(60)"
     )
     code = (
-        "import sys; from pathlib import Path; from metasp_lite import tour\n"
-        "path = Path(sys.argv[1])\n"
-        "with tour.stop_quietly(): tour.tour([path], path.parent, path.parent / 'out', store=True)"
+        "import sys; from pathlib import Path; from metasp_lite import __main__; from metasp_lite.commands import tour\n"
+        "tour.NOTEBOOKS_DIR = Path(sys.argv[1]).parent\n"
+        "sys.exit(__main__.main(['tour', '--store', '--out', str(tour.NOTEBOOKS_DIR.parent / 'out'), '01-slow']))"
     )
     before = path.read_bytes()
     command = [sys.executable, "-c", code, str(path)]
@@ -160,7 +145,7 @@ def test_ctrl_c_stops_the_kernel_and_leaves_nothing_behind(course):
     with subprocess.Popen(command, **streams, preexec_fn=heed) as process:
         pid = course / "pid"
         deadline = time.monotonic() + 60
-        while not (pid.exists() and pid.read_text()) and time.monotonic() < deadline:
+        while not (pid.exists() and pid.read_text(encoding="utf-8")) and time.monotonic() < deadline:
             time.sleep(0.1)
         time.sleep(0.5)
         process.send_signal(signal.SIGINT)
@@ -168,6 +153,6 @@ def test_ctrl_c_stops_the_kernel_and_leaves_nothing_behind(course):
     assert process.returncode == 130
     assert errors.strip().startswith("stopped;")
     with pytest.raises(ProcessLookupError):
-        os.kill(int(pid.read_text()), 0)
+        os.kill(int(pid.read_text(encoding="utf-8")), 0)
     assert path.read_bytes() == before
     assert sorted(item.name for item in course.iterdir()) == ["01-slow.ipynb", "pid"]

@@ -1,0 +1,188 @@
+"""The cache of decoded images: equal to the files, anew when they change, whole or not there."""
+
+import errno
+import io
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from helpers.image_sets import as_torchvision_reads, cache_files, forbid_decoding, make_tree, noise, rgb
+
+from metasp_lite.images import cache, sources
+
+
+def test_many_jobs_and_threads_keep_the_order(home, monkeypatch):
+    make_tree(home / "toy", count=11)
+    monkeypatch.setattr(cache, "_FILES_PER_JOB", 3)
+    monkeypatch.setattr(cache, "_usable_cpus", lambda: 2)
+    assert np.array_equal(sources.load("toy").images.numpy(), as_torchvision_reads(home / "toy", "train")[0])
+
+
+def test_the_second_load_comes_from_the_cache_and_is_equal(home, monkeypatch):
+    make_tree(home / "toy")
+    first = sources.load("toy")
+    assert len(cache_files()) == 1
+    forbid_decoding(monkeypatch)
+    second = sources.load("toy")
+    assert torch.equal(first.images, second.images)
+    assert torch.equal(first.labels, second.labels)
+
+
+def test_writing_to_loaded_images_changes_neither_cache_nor_other_loads(home):
+    make_tree(home / "toy")
+    first, untouched = sources.load("toy"), sources.load("toy").images.clone()
+    first.images.zero_()
+    assert torch.equal(sources.load("toy").images, untouched)
+
+
+def test_a_changed_folder_is_decoded_anew_and_its_stale_cache_removed(home):
+    root = make_tree(home / "toy")
+    kept = sources.load("toy", "test"), sources.load("toy", size=3)
+    sources.load("toy")
+    others = set(cache_files())
+    for change in (
+        lambda: rgb(root / "train/dog/new.png"),
+        lambda: (root / "train/dog/new.png").rename(root / "train/cat/new.png"),
+        lambda: (root / "train/cat/0.png").unlink(),
+        lambda: os.utime(root / "train/cat/1.png", ns=(1, 1)),
+    ):
+        before = set(cache_files())
+        change()
+        assert np.array_equal(sources.load("toy").images.numpy(), as_torchvision_reads(root, "train")[0])
+        assert len(cache_files()) == 3
+        assert len(before & set(cache_files())) == 2
+        assert len(others & set(cache_files())) == 2  # the other split and the other size stay
+    assert torch.equal(sources.load("toy", "test").images, kept[0].images)
+
+
+def test_a_renamed_file_is_noticed_where_sizes_and_times_are_all_equal(home):
+    root = make_tree(home / "toy")
+    for path in (root / "train").rglob("*.png"):
+        path.write_bytes(path.read_bytes().ljust(400, b"x"))  # bytes after a PNG's end mark are no part of the image
+        os.utime(path, ns=(7, 7))
+    sources.load("toy")
+    (root / "train/cat/0.png").rename(root / "train/cat/2.png")
+    assert np.array_equal(sources.load("toy").images.numpy(), as_torchvision_reads(root, "train")[0])
+
+
+def broken_caches():
+    good = io.BytesIO()
+    np.save(good, noise(0, 4, 3, 6, 5))
+    for name, array in {
+        "of floats": np.zeros((4, 3, 6, 5), np.float32),
+        "with an image too few": np.zeros((3, 3, 6, 5), np.uint8),
+        "of other dimensions": np.zeros((4, 3, 6), np.uint8),
+        "with two channels": np.zeros((4, 2, 6, 5), np.uint8),
+        "in Fortran order": np.asfortranarray(noise(0, 4, 3, 6, 5)),
+        "of objects": np.array([None] * 4),
+    }.items():
+        buffer = io.BytesIO()
+        np.save(buffer, array)
+        yield pytest.param(buffer.getvalue(), id=name)
+    for name, content in {
+        "empty": b"",
+        "cut in its pixels": good.getvalue()[:-1],
+        "cut in its header": good.getvalue()[:50],
+        "longer than it says": good.getvalue() + b"x",
+        "text": b"no cache",
+        "zip": b"PK\x03\x04 no zip",
+    }.items():
+        yield pytest.param(content, id=name)
+
+
+@pytest.mark.parametrize("content", list(broken_caches()))
+def test_a_damaged_cache_is_built_anew(home, content):
+    make_tree(home / "toy")
+    expected = sources.load("toy").images.clone()
+    (name,) = cache_files()
+    path = cache.cache_dir() / name
+    path.unlink()
+    path.write_bytes(content)
+    assert torch.equal(sources.load("toy").images, expected)
+    assert cache_files() == [name]
+    assert np.array_equal(np.load(path), expected.numpy())
+
+
+def test_a_failure_halfway_leaves_nothing_behind(home, monkeypatch):
+    make_tree(home / "toy", count=20)
+    monkeypatch.setattr(cache, "_FILES_PER_JOB", 2)
+    (home / "toy/train/dog/19.png").write_bytes(b"no image")
+    with pytest.raises(ValueError, match=r"dog/19\.png"):
+        sources.load("toy")
+    assert cache_files() == []
+
+
+FULL_DISK = """
+import resource, sys
+from pathlib import Path
+from metasp_lite.images import cache, sources
+cache.cache_dir = lambda: Path(sys.argv[1])
+resource.setrlimit(resource.RLIMIT_FSIZE, (500, 500))  # no file may grow beyond 500 bytes: the header fits, pixels not
+try:
+    sources.load("toy")
+except OSError as error:
+    print(error)
+"""
+
+
+def test_a_full_disk_is_said_clearly_and_leaves_nothing_behind(home, tmp_path):
+    make_tree(home / "toy", shape=(20, 20, 3))
+    done = subprocess.run(
+        [sys.executable, "-c", FULL_DISK, tmp_path / "cache"], capture_output=True, text=True, check=True
+    )
+    assert f"cannot write the cache {tmp_path / 'cache'}" in done.stdout
+    assert os.strerror(errno.EFBIG) in done.stdout
+    assert "MiB: free space" in done.stdout
+    assert cache_files() == []
+
+
+def test_a_cache_folder_that_cannot_be_made_is_said_clearly(home, tmp_path):
+    make_tree(home / "toy")
+    (tmp_path / "cache").write_text("a file is in the way")
+    with pytest.raises(OSError, match="cannot write the cache"):
+        sources.load("toy")
+
+
+LOAD_AT_ONCE = """
+import sys, time
+from pathlib import Path
+from metasp_lite.images import cache, sources
+cache.cache_dir = lambda: Path(sys.argv[1])
+decode = cache.decode
+def slow(path, decoding):
+    time.sleep(0.01)
+    return decode(path, decoding)
+cache.decode = slow
+Path(sys.argv[2]).touch()
+while not all(Path(p).exists() for p in sys.argv[2:]):
+    time.sleep(0.01)
+images = sources.load("toy").images
+print(int(images.long().sum()))
+"""
+
+
+def test_two_processes_may_build_the_same_cache_at_once(home, tmp_path):
+    make_tree(home / "toy", count=15)
+    ready = [str(tmp_path / "ready-0"), str(tmp_path / "ready-1")]
+    command = [sys.executable, "-c", LOAD_AT_ONCE, str(tmp_path / "cache")]
+    both = [subprocess.Popen([*command, *order], stdout=subprocess.PIPE, text=True) for order in (ready, ready[::-1])]
+    sums = [int(process.communicate(timeout=60)[0]) for process in both]
+    assert sums == [int(as_torchvision_reads(home / "toy", "train")[0].astype(np.int64).sum())] * 2
+    assert len(cache_files()) == 1
+
+
+def test_only_abandoned_temporary_files_are_removed(home):
+    make_tree(home / "toy")
+    sources.load("toy")
+    (name,) = cache_files()
+    young, old = (cache.cache_dir() / f".{name}.{digit * 32}.part" for digit in "01")
+    young.touch()
+    old.touch()
+    os.utime(old, (0, 0))
+    rgb(home / "toy/train/dog/new.png")
+    sources.load("toy")
+    assert young.exists()
+    assert not old.exists()
