@@ -229,7 +229,7 @@ def test_mini_imagenets_lists_make_five_tasks_of_twenty_classes(home):
     assert [(len(task.classes), len(task.train), len(task.test)) for task in stream.tasks] == [(20, 100, 20)] * 5
     assert stream.images.shape == (500, 3, 4, 4)
     assert stream.classes == tuple(names)
-    row = next(row for row in inventory.inventory() if row.name == "mini-imagenet")
+    row = next(row for row in inventory() if row.name == "mini-imagenet")
     assert (row.train, row.test) == (500, 100)
     (root / "val.csv").unlink()
     with pytest.raises(ValueError, match=r"holds 84 class folders, but mini-imagenet has 100 classes"):
