@@ -15,7 +15,7 @@ from metasp_lite import settings
 from metasp_lite.files import write_atomically
 
 RESULTS_DIR = settings.PROJECT_DATA_DIR / "results"
-PACKAGES = ("torch", "torchvision", "numpy", "scipy", "scikit-learn")
+_PACKAGES = ("torch", "torchvision", "numpy", "scipy", "scikit-learn")
 
 
 def provenance() -> dict[str, object]:
@@ -24,7 +24,7 @@ def provenance() -> dict[str, object]:
     return {
         "commit": _git("rev-parse", "HEAD") or "unknown",
         "uncommitted_changes": None if changes is None else changes != "",  # None: not a checkout
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}},
         "device": settings.device().type,
         "processors": os.cpu_count(),
         "threads": torch.get_num_threads(),

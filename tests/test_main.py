@@ -75,7 +75,7 @@ def test_the_names_that_help_and_refusals_list_are_those_that_there_are():
     assert all(f"  {name} " in in_a_child("--help")[3] for name in program.COMMANDS)
 
 
-def test_an_error_is_told_even_before_torch_is_there(monkeypatch):
+def test_an_error_is_told_even_before_torch_is_there():
     """A defect is no sentence, and asking whether it is one loads nothing."""
     code = (
         "import sys; from metasp_lite import __main__ as program\n"

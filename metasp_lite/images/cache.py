@@ -1,4 +1,7 @@
-"""The pixels of an image folder, decoded once: kept as one memory-mapped file until a file of the folder changes."""
+"""The pixels of an image folder, decoded once: kept as one memory-mapped file until a file of the folder changes.
+
+By hand, for ``ImageFolder`` decodes an image again at every access.
+"""
 
 import contextlib
 import hashlib

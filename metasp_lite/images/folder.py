@@ -1,4 +1,9 @@
-"""Images kept as a tree of class folders, or beside csv lists: list, decode, and keep the pixels in a cache."""
+"""Images kept as a tree of class folders, or beside csv lists: which files there are, and the pixels of one.
+
+By hand, because a mistake in somebody's folder must be refused by name: torchvision's ``ImageFolder``, the tests'
+oracle, makes a hidden folder a class, takes in the images of inner folders and passes over foreign files, and pandas'
+``read_csv`` fills up a short line and takes a long one's first field for an index, all without a word.
+"""
 
 import contextlib
 import csv
@@ -134,7 +139,7 @@ def _check_files(folder: Path, files: list[str]) -> None:
         raise FileNotFoundError(f"{folder / missing[0]} is in a csv list but not there; add it or remove its line")
 
 
-def _visible(folder: Path) -> list[os.DirEntry]:
+def _visible(folder: Path) -> list[os.DirEntry[str]]:
     try:
         with os.scandir(folder) as entries:
             return sorted((entry for entry in entries if not entry.name.startswith(".")), key=lambda entry: entry.name)

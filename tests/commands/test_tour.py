@@ -133,8 +133,8 @@ def test_ctrl_c_stops_the_kernel_and_leaves_nothing_behind(course):
         course, "01-slow", "import os; open('pid', 'w').write(str(os.getpid()))", "import time; time.sleep(60)"
     )
     code = (
-        "import sys\nfrom pathlib import Path\n"
-        "from metasp_lite import __main__\nfrom metasp_lite.commands import tour\n"
+        "import sys; from pathlib import Path; from metasp_lite import __main__\n"
+        "from metasp_lite.commands import tour\n"
         "tour.NOTEBOOKS_DIR = Path(sys.argv[1]).parent\n"
         "sys.exit(__main__.main(['tour', '--store', '--out', str(tour.NOTEBOOKS_DIR.parent / 'out'), '01-slow']))"
     )

@@ -91,7 +91,7 @@ def test_times_are_medians_over_repetitions_in_turn(monkeypatch):
         return step
 
     monkeypatch.setattr(step_cost, "STEPS", {"er": step_of("er", 1), "other": step_of("other", 3)})
-    monkeypatch.setattr(step_cost, "NETWORKS", {"tiny": lambda: nn.Linear(1, 1)})
+    monkeypatch.setattr(step_cost, "_NETWORKS", {"tiny": lambda: nn.Linear(1, 1)})
     monkeypatch.setattr(step_cost, "operations", lambda step: step() or 1)
     monkeypatch.setattr(step_cost.time, "process_time", lambda: now[0])
     er, other = step_cost.operations_and_seconds(Case("tiny", n=2, v=2, repetitions=3, variants=("er", "other")))
