@@ -19,6 +19,7 @@ from metasp_lite.calculus.curvature import Curvature, NegativeCurvatureError
 from metasp_lite.calculus.losses import (
     ExampleLosses,
     Objective,
+    SingleLoss,
     binary_cross_entropy,
     check_finite,
     cross_entropy,
@@ -330,9 +331,9 @@ def test_dense_of_losses_without_a_model_is_their_hessian():
     assert_equal_up_to_rounding(Curvature(Objective(Sine(3)), theta).dense(), torch.diag(-torch.sin(theta)))
 
 
-def test_dense_takes_losses_that_are_a_plain_function():
+def test_dense_takes_a_scalar_function_as_a_single_loss():
     theta = torch.tensor([3.5, 4.0, 5.0], dtype=torch.float64)
-    objective = Objective(lambda theta, index=None: 3 * torch.sin(theta))
+    objective = Objective(SingleLoss(lambda theta: torch.sin(theta).sum()))
     assert_equal_up_to_rounding(Curvature(objective, theta).dense(), torch.diag(-torch.sin(theta)))
 
 

@@ -9,7 +9,7 @@ from helpers.analytic import Quadratic, Sine, logistic, logistic_data, mlp_with_
 from sklearn.linear_model import LogisticRegression
 
 from metasp_lite.calculus.curvature import Curvature, NegativeCurvatureError
-from metasp_lite.calculus.losses import ExampleLosses, Objective, binary_cross_entropy, gradient
+from metasp_lite.calculus.losses import ExampleLosses, Objective, SingleLoss, binary_cross_entropy, gradient
 from metasp_lite.calculus.optimum import minimise
 from metasp_lite.calculus.solvers import ConjugateGradient, Exact, Identity, Neumann
 from metasp_lite.influence.hessian import influence
@@ -406,7 +406,7 @@ def test_where_leaving_out_is_no_small_change_training_starts_again():
         return ((theta**2 - 1) ** 2 / 4 - c * theta).sum()
 
     pull, examples = torch.tensor([0.3, -0.6, -0.3], dtype=torch.float64), torch.tensor([7, 8, 9])
-    known = Objective(lambda theta, _: well(theta).unsqueeze(0))
+    known = Objective(SingleLoss(well))
     curvature = Curvature(known, torch.ones(1, dtype=torch.float64))
     ends = minimise_all(curvature, well, pull, examples, chunk=3)[:, 0]
     expected = []

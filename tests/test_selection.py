@@ -8,7 +8,7 @@ import torch
 from test_projection import assert_learns, assert_resumes, learner_in_second_task
 from torch.nn import functional as F
 
-from metasp_lite.calculus.losses import cross_entropy
+from metasp_lite.calculus.losses import cross_entropy, losses_at
 from metasp_lite.continual import methods
 from metasp_lite.continual.learner import rehearse
 from metasp_lite.continual.methods.mir_gss import (
@@ -18,7 +18,6 @@ from metasp_lite.continual.methods.mir_gss import (
     MIRSettings,
     cosine_scores,
     greedy_placement,
-    losses_at,
     most_interfered,
     replaced_slot,
     virtual_step,

@@ -33,7 +33,14 @@ from torch import nn
 from torch.nn import functional as F
 
 from metasp_lite.calculus.curvature import Curvature, NegativeCurvatureError
-from metasp_lite.calculus.losses import ExampleLosses, Objective, flatten_parameters, gradient, per_example_gradients
+from metasp_lite.calculus.losses import (
+    ExampleLosses,
+    Objective,
+    SingleLoss,
+    flatten_parameters,
+    gradient,
+    per_example_gradients,
+)
 from metasp_lite.calculus.optimum import minimise
 from metasp_lite.calculus.solvers import ConjugateGradient, Exact, GaussNewton, Identity, LiSSA, Neumann, OuterProduct
 from metasp_lite.influence.pseudo_update import SGDRule
@@ -47,7 +54,7 @@ from metasp_lite.stages.fixed import (
     pretraining_influence,
 )
 from metasp_lite.stages.unrolled import Adam, ShortRun, unrolled_sensitivity
-from metasp_lite.stages.updated import Joint, Proximal, joint_influence, proximal_sensitivity
+from metasp_lite.stages.updated import JointObjective, ProximalObjective, joint_influence, proximal_sensitivity
 
 ROUNDING = 1e-10
 DIFFERENCE = 1e-4
@@ -248,7 +255,7 @@ def test_every_solver_gives_theorem_1_with_its_own_matrix_for_each_inverse(name)
 
 
 def test_the_score_of_a_mean_is_the_mean_of_the_scores():
-    answer = fixed_embedding(*curvatures(), Objective(TARGET), Exact())
+    answer = fixed_embedding(*curvatures(), SingleLoss(Objective(TARGET)), Exact())
     assert answer.shape == (1, M)
     assert_close(answer[0], fixed_embedding(*curvatures(), TARGET, Exact()).mean(dim=0))
 
@@ -296,7 +303,7 @@ def test_the_curvature_may_come_from_a_sample_of_the_examples_that_are_scored():
 
 def proximal_optimum(alpha):
     """[W; Θ] at the minimum of F + (α/2)‖W − W*‖² that the fixed embedding's leads to."""
-    proximal = Proximal(by_hand.F, pretrained()[:W], alpha)
+    proximal = ProximalObjective(by_hand.F, pretrained()[:W], alpha)
     return proximal, by_hand.settled(hand_proximal(alpha, pretrained()[:W]), minimise(proximal, finetuned()))
 
 
@@ -346,8 +353,8 @@ def test_a_strong_proximal_term_gives_the_fixed_sensitivity_with_an_error_of_ord
     fixed = fixed_sensitivity(curvatures()[1], TARGET, Exact())
     errors = []
     for alpha in (1e3, 1e5):
-        theta = minimise(Proximal(by_hand.F, pretrained()[:W], alpha), finetuned(), tolerance=1e-9)
-        curvature = Curvature(Proximal(by_hand.F, pretrained()[:W], alpha), theta)
+        theta = minimise(ProximalObjective(by_hand.F, pretrained()[:W], alpha), finetuned(), tolerance=1e-9)
+        curvature = Curvature(ProximalObjective(by_hand.F, pretrained()[:W], alpha), theta)
         errors.append(float((proximal_sensitivity(curvature, TARGET, Exact()) - fixed).norm() / fixed.norm()))
     assert errors[1] < 1e-4
     assert errors[1] == pytest.approx(errors[0] / 100, rel=0.02)  # the term after it is of order 1/α² : 1e-3 of it
@@ -361,7 +368,7 @@ def test_a_weak_proximal_term_gives_zero_in_proportion_to_alpha():
     assert sizes[1] < 1e-3
     # λ holds all parameters beside, and the smallest eigenvalue is 0.01: α over it, 1e-2 and less, is the next term's.
     assert sizes[1] == pytest.approx(sizes[0] / 100, rel=0.02)
-    proximal = Proximal(by_hand.F, pretrained()[:W], 0.0)
+    proximal = ProximalObjective(by_hand.F, pretrained()[:W], 0.0)
     assert torch.equal(
         proximal_sensitivity(Curvature(proximal, theta, 0.1), TARGET, Exact()), torch.zeros(K, W, dtype=torch.float64)
     )
@@ -369,7 +376,7 @@ def test_a_weak_proximal_term_gives_zero_in_proportion_to_alpha():
 
 def test_a_proximal_objective_is_finetuning_and_a_distance_on_any_batch():
     theta, center, index = randn(W + THETA, seed=152), randn(W, seed=153), torch.tensor([3, 17])
-    proximal = Proximal(by_hand.F, center, 0.7)
+    proximal = ProximalObjective(by_hand.F, center, 0.7)
     distance = 0.35 * ((theta[:W] - center) ** 2).sum()
     # One number, the sum of a hundred terms: a few roundings.
     torch.testing.assert_close(proximal(theta), by_hand.f_mean(theta) + distance, rtol=1e-13, atol=0)
@@ -388,14 +395,14 @@ def hand_joint(theta, alpha, weights=None):
 
 
 def joint_optimum(alpha):
-    joint = Joint(by_hand.G, by_hand.F, alpha)
+    joint = JointObjective(by_hand.G, by_hand.F, alpha)
     # From the two stages' own optimum L-BFGS runs into a saddle, where two tanh units are one.
     start = torch.cat([pretrained(), finetuned()[W:]]) + 0.3 * randn(W + U + THETA, seed=171)
     return joint, by_hand.settled(lambda theta: hand_joint(theta, alpha), minimise(joint, start))
 
 
 def test_the_joint_objective_is_the_weighted_sum_and_its_losses_average_to_it():
-    joint, theta = Joint(by_hand.G, by_hand.F, 0.3), randn(W + U + THETA, seed=154)
+    joint, theta = JointObjective(by_hand.G, by_hand.F, 0.3), randn(W + U + THETA, seed=154)
     # One number, the sum of a hundred float64 terms.  A penalty in single precision would be off by 1e-8.
     torch.testing.assert_close(joint(theta), hand_joint(theta, 0.3), rtol=1e-14, atol=0)
     assert_close(gradient(joint, theta), torch.func.grad(hand_joint)(theta, 0.3))
@@ -411,7 +418,7 @@ def test_the_joint_objective_is_the_weighted_sum_and_its_losses_average_to_it():
 
 
 def test_joint_losses_have_gradients_one_by_one():
-    joint, theta = Joint(by_hand.G, by_hand.F, 0.3), randn(W + U + THETA, seed=154)
+    joint, theta = JointObjective(by_hand.G, by_hand.F, 0.3), randn(W + U + THETA, seed=154)
     assert_close(per_example_gradients(joint.losses, theta), torch.func.jacfwd(joint.losses)(theta))
 
 
@@ -422,7 +429,7 @@ def test_the_joint_penalty_has_the_dtype_of_the_network():
     first = by_hand.network(nn.Linear(3, 3)), by_hand.network(nn.Linear(3, 2))
     x = randn(6, 5, seed=1)
     g, f = (single(ExampleLosses(model, x, torch.arange(6) % 2)) for model in first)
-    joint, theta = Joint(g, f, 0.3), randn(W + U + 8, seed=154).float()
+    joint, theta = JointObjective(g, f, 0.3), randn(W + U + 8, seed=154).float()
     assert joint.l2.dtype == joint(theta).dtype == torch.float32
     assert joint.l2.dtype == (Curvature(joint, theta) @ theta).dtype
 
@@ -453,7 +460,7 @@ def test_joint_influence_is_its_dense_algebra():
     expected = -0.3 * f @ torch.linalg.solve(hessian, g.T)
     curvature = Curvature(joint, theta, 0.2)
     assert_close(joint_influence(curvature, TARGET, Exact()), expected)
-    assert_close(joint_influence(curvature, Objective(TARGET), Exact())[0], expected.mean(dim=0))
+    assert_close(joint_influence(curvature, SingleLoss(Objective(TARGET)), Exact())[0], expected.mean(dim=0))
     solver = ConjugateGradient(500, tolerance=1e-13)
     assert_close(joint_influence(curvature, TARGET, solver), expected)
 
@@ -522,7 +529,7 @@ def test_the_unrolled_sensitivity_is_autograd_through_the_whole_run(rule, steps)
     expected = torch.stack([torch.autograd.grad(loss, leaf, retain_graph=True)[0] for loss in losses])
     assert_close(run(torch.cat([embedding, head])), there.detach())
     assert_close(unrolled_sensitivity(run, embedding, head, TARGET), expected)
-    scalar = unrolled_sensitivity(run, embedding, head, Objective(TARGET))
+    scalar = unrolled_sensitivity(run, embedding, head, SingleLoss(Objective(TARGET)))
     assert scalar.shape == (1, W)
     assert_close(scalar[0], expected.mean(dim=0))
 
@@ -643,10 +650,10 @@ def test_negative_curvature_is_refused_with_the_name_of_its_stage(solver):
 
 def test_the_updated_embedding_readings_name_their_stage_too():
     theta_g, theta_f, _ = at_a_saddle()
-    proximal = Proximal(Objective(by_hand.F.losses), theta_f[:W], 1e-3)
+    proximal = ProximalObjective(Objective(by_hand.F.losses), theta_f[:W], 1e-3)
     with pytest.raises(NegativeCurvatureError, match="in the finetuning stage"):
         proximal_sensitivity(Curvature(proximal, theta_f), TARGET, Exact())
-    joint = Joint(Objective(by_hand.G.losses), Objective(by_hand.F.losses), 0.5)
+    joint = JointObjective(Objective(by_hand.G.losses), Objective(by_hand.F.losses), 0.5)
     theta = torch.cat([theta_g, theta_f[W:]])
     with pytest.raises(NegativeCurvatureError, match="in the joint stage"):
         joint_influence(Curvature(joint, theta), TARGET, Exact())
@@ -696,13 +703,13 @@ def test_the_head_has_to_follow_the_embedding():
 @pytest.mark.parametrize("alpha", [-0.1, math.nan, math.inf])
 def test_a_proximal_alpha_that_is_negative_or_not_finite_is_refused(alpha):
     with pytest.raises(ValueError, match=f"alpha={alpha} must be a finite number of at least 0"):
-        Proximal(by_hand.F, torch.zeros(W), alpha)
+        ProximalObjective(by_hand.F, torch.zeros(W), alpha)
 
 
 @pytest.mark.parametrize("alpha", [0.0, 1.0, -0.1, 1.1, math.nan])
 def test_a_joint_alpha_that_leaves_one_stage_out_is_refused(alpha):
     with pytest.raises(ValueError, match=f"alpha={alpha} must lie between 0 and 1"):
-        Joint(by_hand.G, by_hand.F, alpha)
+        JointObjective(by_hand.G, by_hand.F, alpha)
 
 
 def test_a_target_that_is_not_finite_is_refused_by_every_score():
@@ -712,7 +719,7 @@ def test_a_target_that_is_not_finite_is_refused_by_every_score():
     proximal, theta = proximal_optimum(0.5)
     joint, there = joint_optimum(0.3)
     run = ShortRun(by_hand.F, SGDRule(0.1), batches(2))
-    for target in (bad, Objective(bad)):
+    for target in (bad, SingleLoss(Objective(bad))):
         for score in (
             lambda target: fixed_embedding(*curvatures(), target, Exact()),
             lambda target: proximal_sensitivity(Curvature(proximal, theta), target, Exact()),
@@ -741,14 +748,14 @@ def test_a_sensitivity_that_is_not_one_row_of_w_numbers_a_target_is_refused(shap
 @pytest.mark.parametrize("size", [W - 1, W + 1, W + THETA])
 def test_a_proximal_center_that_is_no_embedding_is_refused(size):
     with pytest.raises(ValueError, match=rf"shape \({size},\); give the embedding W\* \({W},\)"):
-        Proximal(by_hand.F, randn(size, seed=153), 0.5)
+        ProximalObjective(by_hand.F, randn(size, seed=153), 0.5)
 
 
 def test_the_curvature_of_another_objective_is_refused():
     proximal, optimum = proximal_optimum(0.5)
-    with pytest.raises(ValueError, match="of Proximal: give that of the Objective of finetuning"):
+    with pytest.raises(ValueError, match="of ProximalObjective: give that of the Objective of finetuning"):
         fixed_sensitivity(Curvature(proximal, optimum), TARGET, Exact())
-    with pytest.raises(ValueError, match="of Objective: give that of a Proximal at its optimum"):
+    with pytest.raises(ValueError, match="of Objective: give that of a ProximalObjective at its optimum"):
         proximal_sensitivity(curvatures()[1], TARGET, Exact())
 
 
@@ -766,7 +773,7 @@ def test_many_targets_on_a_large_network_take_fewer_examples_at_once(monkeypatch
     monkeypatch.setattr(fixed, "per_example_gradients", lambda *given: sizes.append(len(given[0])) or original(*given))
     losses, theta = by_hand.G.losses, pretrained()
     directions = randn(3, len(theta), seed=154)
-    expected = fixed_embedding.directional_derivatives(losses, theta, directions, batch=M)
+    expected = fixed.directional_derivatives(losses, theta, directions, batch=M)
 
     class Large(type(theta)):
         def __len__(self):
@@ -774,9 +781,7 @@ def test_many_targets_on_a_large_network_take_fewer_examples_at_once(monkeypatch
 
     sizes.clear()
     large = theta.as_subclass(Large)
-    assert_close(
-        fixed_embedding.directional_derivatives(losses, large, directions, batch=M).as_subclass(torch.Tensor), expected
-    )
+    assert_close(fixed.directional_derivatives(losses, large, directions, batch=M).as_subclass(torch.Tensor), expected)
     assert max(sizes) == 7
 
 

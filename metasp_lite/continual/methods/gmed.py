@@ -8,10 +8,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from metasp_lite.calculus.losses import losses_at
 from metasp_lite.continual.buffer import Memories
 from metasp_lite.continual.learner import Batch, Learner, rehearse
 from metasp_lite.continual.methods.base import MemorySettings, Rehearsal, plain_step
-from metasp_lite.continual.methods.mir_gss import losses_at, virtual_step
+from metasp_lite.continual.methods.mir_gss import virtual_step
 
 
 @dataclass(frozen=True)
@@ -62,8 +63,8 @@ class GMED(Rehearsal):
             inputs = learner.stream.augmentation.normalise(self.pixels(learner, kept))
             edited = edit(
                 inputs,
-                lambda x: losses_at(model, now, (x, kept.labels)),
-                lambda x: losses_at(model, moved, (x, kept.labels)),
+                lambda x: losses_at(model, now, (x, kept.labels))[0],
+                lambda x: losses_at(model, moved, (x, kept.labels))[0],
                 s.stride * s.decay ** self.buffer.columns["edits"][kept.slots],
                 s.regularisation,
             )

@@ -6,21 +6,20 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.nn import functional as F
 
 from metasp_lite.calculus.losses import (
     ExampleLosses,
+    Examples,
     check_finite,
-    cross_entropy,
     flatten_parameters,
+    losses_at,
     per_example_gradients,
 )
 from metasp_lite.continual.learner import Batch, Learner, rehearse
 from metasp_lite.continual.methods.base import MemorySettings, Rehearsal, plain_step
 from metasp_lite.continual.methods.replay import ER
-from metasp_lite.influence.metasp import Examples
-from metasp_lite.influence.pseudo_update import SGDRule
+from metasp_lite.influence.pseudo_update import SGDRule, momentum_of
 
 
 @dataclass(frozen=True)
@@ -56,8 +55,8 @@ class MIR(Rehearsal):
             examples = learner.stream.augmentation.normalise(candidates.images), candidates.labels
             moved = virtual_step(learner, (batch.inputs, batch.labels))
             with torch.no_grad():
-                before = losses_at(learner.model, dict(learner.model.named_parameters()), examples)
-                after = losses_at(learner.model, moved, examples)
+                before, _ = losses_at(learner.model, dict(learner.model.named_parameters()), examples)
+                after, _ = losses_at(learner.model, moved, examples)
             harmed = most_interfered(before, after, self.settings.memory_batch)
             kept = self.buffer.read(candidates.slots[harmed])
             loss = learner.descend(learner.loss(*rehearse(learner, batch, kept.images, kept.labels)))
@@ -84,20 +83,15 @@ def virtual_step(learner: Learner, examples: Examples) -> dict[str, Tensor]:
     With momentum or weight decay it is the optimiser's own step, as it would be taken from where it stands now.
     """
     parameters = dict(learner.model.named_parameters())
-    gradients = torch.autograd.grad(losses_at(learner.model, parameters, examples).mean(), list(parameters.values()))
+    losses, _ = losses_at(learner.model, parameters, examples)
+    gradients = torch.autograd.grad(losses.mean(), list(parameters.values()))
     rule = SGDRule.of(learner.optimizer.param_groups[0])
     moved = {}
     for (name, parameter), gradient in zip(parameters.items(), gradients, strict=True):
-        momentum = learner.optimizer.state.get(parameter, {}).get("momentum_buffer")
+        momentum = momentum_of(learner.optimizer, parameter)
         momentum = torch.zeros_like(gradient) if momentum is None else momentum
         moved[name], _ = rule.step(parameter.detach(), momentum, gradient)
     return moved
-
-
-def losses_at(model: nn.Module, parameters: dict[str, Tensor], examples: Examples) -> Tensor:
-    """Losses ``(n,)`` of ``examples`` with ``parameters`` in place of the model's; its buffers do not move."""
-    scratch = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    return cross_entropy(functional_call(model, parameters | scratch, (examples[0],)), examples[1])
 
 
 @dataclass(frozen=True)
