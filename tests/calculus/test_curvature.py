@@ -6,14 +6,7 @@ import re
 import pytest
 import torch
 from helpers.analytic import Quadratic, Sine, logistic, logistic_data, mlp, randn, ridge, with_spectrum
-from helpers.small_models import (
-    EVERY_MODEL,
-    ROUNDING,
-    assert_equal_up_to_rounding,
-    convolution,
-    seeded,
-    somewhere,
-)
+from helpers.small_models import EVERY_MODEL, ROUNDING, assert_equal_up_to_rounding, convolution, seeded, somewhere
 from torch import nn
 
 from metasp_lite.calculus import curvature

@@ -7,12 +7,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.analytic import Sine, logistic, mlp, randn, ridge
-from helpers.small_models import (
-    EVERY_MODEL,
-    ROUNDING,
-    assert_equal_up_to_rounding,
-    somewhere,
-)
+from helpers.small_models import EVERY_MODEL, ROUNDING, assert_equal_up_to_rounding, seeded, somewhere
 from torch import nn
 from torch.nn import functional as F
 

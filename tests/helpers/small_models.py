@@ -9,11 +9,7 @@ import torch
 from torch import nn
 
 from helpers.analytic import logistic, mlp, randn
-from metasp_lite.calculus.losses import (
-    ExampleLosses,
-    Objective,
-    flatten_parameters,
-)
+from metasp_lite.calculus.losses import ExampleLosses, Objective, flatten_parameters
 
 ROUNDING = 1e-12
 

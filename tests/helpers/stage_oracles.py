@@ -11,14 +11,7 @@ import torch
 
 from helpers import two_stages as by_hand
 from helpers.analytic import randn
-from helpers.two_stages import (
-    THETA,
-    N,
-    U,
-    W,
-    finetuned,
-    pretrained,
-)
+from helpers.two_stages import THETA, N, U, W, finetuned, pretrained
 from metasp_lite.calculus.optimum import minimise
 from metasp_lite.stages.updated import JointObjective, ProximalObjective
 

@@ -6,16 +6,7 @@ import pytest
 import torch
 from helpers import two_stages as by_hand
 from helpers.analytic import randn
-from helpers.stage_oracles import (
-    CHOSEN,
-    DIFFERENCE,
-    ROUNDING,
-    assert_close,
-    at_a_saddle,
-    eye,
-    f_hessian,
-    g_hessian,
-)
+from helpers.stage_oracles import CHOSEN, DIFFERENCE, ROUNDING, assert_close, at_a_saddle, eye, f_hessian, g_hessian
 from helpers.two_stages import (
     FIRST,
     SECOND,
@@ -36,13 +27,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from metasp_lite.calculus.curvature import Curvature, NegativeCurvatureError
-from metasp_lite.calculus.losses import (
-    ExampleLosses,
-    Objective,
-    SingleLoss,
-    flatten_parameters,
-    gradient,
-)
+from metasp_lite.calculus.losses import ExampleLosses, Objective, SingleLoss, flatten_parameters, gradient
 from metasp_lite.calculus.solvers import ConjugateGradient, Exact, Identity, LiSSA, Neumann, OuterProduct
 from metasp_lite.networks import TABLE_A, two_stage
 from metasp_lite.stages import fixed

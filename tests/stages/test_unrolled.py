@@ -4,35 +4,15 @@ import pytest
 import torch
 from helpers import two_stages as by_hand
 from helpers.analytic import randn
-from helpers.stage_oracles import (
-    CHOSEN,
-    DIFFERENCE,
-    assert_close,
-    batches,
-)
-from helpers.two_stages import (
-    SECOND,
-    TARGET,
-    THETA,
-    W,
-    curvatures,
-    finetuned,
-    pretrained,
-)
+from helpers.stage_oracles import CHOSEN, DIFFERENCE, assert_close, batches
+from helpers.two_stages import SECOND, TARGET, THETA, W, curvatures, finetuned, pretrained
 from torch import nn
 from torch.nn import functional as F
 
-from metasp_lite.calculus.losses import (
-    ExampleLosses,
-    Objective,
-    SingleLoss,
-    flatten_parameters,
-)
+from metasp_lite.calculus.losses import ExampleLosses, Objective, SingleLoss, flatten_parameters
 from metasp_lite.calculus.solvers import Exact
 from metasp_lite.influence.pseudo_update import SGDRule
-from metasp_lite.stages.fixed import (
-    pretraining_influence,
-)
+from metasp_lite.stages.fixed import pretraining_influence
 from metasp_lite.stages.unrolled import Adam, ShortRun, unrolled_sensitivity
 
 

@@ -19,39 +19,16 @@ from helpers.stage_oracles import (
     joint_optimum,
     proximal_optimum,
 )
-from helpers.two_stages import (
-    SECOND,
-    TARGET,
-    TEST,
-    THETA,
-    K,
-    M,
-    N,
-    U,
-    W,
-    curvatures,
-    finetuned,
-    pretrained,
-)
+from helpers.two_stages import SECOND, TARGET, TEST, THETA, K, M, N, U, W, curvatures, finetuned, pretrained
 from torch import nn
 from torch.nn import functional as F
 
 from metasp_lite.calculus.curvature import Curvature, NegativeCurvatureError
-from metasp_lite.calculus.losses import (
-    ExampleLosses,
-    Objective,
-    SingleLoss,
-    gradient,
-    per_example_gradients,
-)
+from metasp_lite.calculus.losses import ExampleLosses, Objective, SingleLoss, gradient, per_example_gradients
 from metasp_lite.calculus.optimum import minimise
 from metasp_lite.calculus.solvers import ConjugateGradient, Exact, GaussNewton, OuterProduct, SolverTraits
 from metasp_lite.influence.pseudo_update import SGDRule
-from metasp_lite.stages.fixed import (
-    fixed_embedding,
-    fixed_sensitivity,
-    pretraining_influence,
-)
+from metasp_lite.stages.fixed import fixed_embedding, fixed_sensitivity, pretraining_influence
 from metasp_lite.stages.unrolled import ShortRun, unrolled_sensitivity
 from metasp_lite.stages.updated import JointObjective, ProximalObjective, joint_influence, proximal_sensitivity
 
