@@ -107,10 +107,11 @@ class SmallConv2d(nn.Conv2d):
     An even filter reaches one pixel further down and right, as TensorFlow's "same" does.  torch has no fast float64
     convolution on the CPU: with a matrix product, derivatives on images of 14×14 took a quarter of the time, though it
     multiplies by many zeros.  Where the matrix would be large, for a few images, and for any other device or dtype,
-    torch's own convolution is taken.
+    torch's own convolution is taken, the slow twin (``test_small_convolution_equals_torchs``).
     """
 
     LARGEST = 1 << 20  # entries of the matrix
+    bias: Tensor  # never None here
 
     def __init__(self, channels: int, filters: int, size: int) -> None:
         """Make ``filters`` filters of ``size`` × ``size`` for images of ``channels`` channels, with a bias."""
@@ -222,9 +223,9 @@ def two_stage(
                 f"nothing is left of images of {sides[0]}×{sides[1]} pixels after pooling; give larger ones"
             )
         features, head = before * math.prod(left), list[nn.Module]()
-        for row in specification.head:
-            head += [nn.Linear(features, row.units // width), nn.Tanh()]
-            features = row.units // width
+        for hidden in specification.head:
+            head += [nn.Linear(features, hidden.units // width), nn.Tanh()]
+            features = hidden.units // width
         parts = {"embedding": [*embedding, nn.Flatten()], "head": [*head, nn.Linear(features, classes)]}
         return nn.Sequential(OrderedDict({name: nn.Sequential(*part) for name, part in parts.items()}))
 

@@ -5,6 +5,7 @@ from metasp_lite.calculus.curvature import Curvature, NegativeCurvatureError, No
 from metasp_lite.calculus.losses import (
     ExampleLosses,
     Objective,
+    SingleLoss,
     gradient,
     loss_directional_derivatives,
     per_example_gradients,
@@ -18,6 +19,7 @@ __all__ = [
     "NegativeCurvatureError",
     "NotConvergedError",
     "Objective",
+    "SingleLoss",
     "gradient",
     "loss_directional_derivatives",
     "min_norm_pair",

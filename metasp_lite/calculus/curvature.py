@@ -1,8 +1,8 @@
-"""A model as a pure function of its flat parameters θ: losses of examples, gradients, Jacobian and Hessian products."""
+"""The Hessian of an objective at θ: products that are counted, the dense matrix, its factor and extreme eigenvalues."""
 
 import math
-from collections.abc import Callable, Sized
 from functools import cached_property
+from typing import Generic, TypeVar
 
 import numpy as np
 import scipy.sparse.linalg
@@ -10,17 +10,19 @@ import torch
 from torch import Tensor
 
 from metasp_lite.calculus.first_layer import first_linear, hessian_by_first_layer
-from metasp_lite.calculus.losses import Objective, check_finite
+from metasp_lite.calculus.losses import ExampleLosses, Penalised, ScalarLoss, check_finite
+
+_AnyObjective = TypeVar("_AnyObjective", bound=Penalised, covariant=True)
 
 
-class Curvature:
+class Curvature(Generic[_AnyObjective]):
     """H + δI with H = ∇²J(θ), as a linear operator that counts what it costs.
 
     The gradient graph is built once and differentiated again for each product, so a product costs about two forward
     passes.  ``products`` counts Hessian-vector products over all n examples; a product over B of them adds B/n.
     """
 
-    def __init__(self, objective: Objective, theta: Tensor, damping: float = 0.0) -> None:
+    def __init__(self, objective: _AnyObjective, theta: Tensor, damping: float = 0.0) -> None:
         """Evaluate J at θ ``(P,)``.
 
         Raises:
@@ -53,15 +55,13 @@ class Curvature:
 
     def dense(self) -> Tensor:
         """H + δI as a matrix ``(P, P)``."""
-        first = first_linear(self.objective.losses)
-        if first is None:
-            losses = self.objective.losses
-            count = len(losses) if isinstance(losses, Sized) else 1  # a plain function does not say
-            chunk = max(1, min(64, 4096 // count))  # more at once would not fit in memory
-            hessian = _hessian_by_products(self._leaf, self._gradient, chunk)
-        else:
-            hessian = hessian_by_first_layer(self.objective.losses, self.theta, first)
+        losses = self.objective.losses
+        if isinstance(losses, ExampleLosses) and (first := first_linear(losses)) is not None:
+            hessian = hessian_by_first_layer(losses, self.theta, first)
             hessian.diagonal().add_(self.objective.l2)
+        else:
+            chunk = max(1, min(64, 4096 // len(losses)))  # more at once would not fit in memory
+            hessian = _hessian_by_products(self._leaf, self._gradient, chunk)
         hessian.diagonal().add_(self.damping)
         return hessian
 
@@ -137,7 +137,7 @@ class NegativeCurvatureError(ArithmeticError):
         )
 
 
-def _gradient_graph(objective: Callable[[Tensor], Tensor], theta: Tensor) -> tuple[Tensor, Tensor]:
+def _gradient_graph(objective: ScalarLoss, theta: Tensor) -> tuple[Tensor, Tensor]:
     """Return θ as a leaf and ∇J(θ) with the graph that lets it be differentiated again."""
     leaf = theta.detach().clone().requires_grad_()
     value = check_finite(objective(leaf), "the objective")

@@ -1,6 +1,7 @@
-"""A model as a pure function of its flat parameters θ: losses of examples, gradients, Jacobian and Hessian products."""
+"""The dense Hessian of a network that begins with a wide linear layer, at the cost of the narrow rest.
 
-from collections.abc import Callable
+The fast path of ``Curvature.dense``; its slow twin is ``curvature._hessian_by_products``, one product a column.
+"""
 
 import torch
 from torch import Tensor, nn
@@ -9,13 +10,13 @@ from torch.func import functional_call, grad, jvp
 from metasp_lite.calculus.losses import ExampleLosses, check_finite
 
 
-def first_linear(losses: Callable[..., Tensor]) -> int | None:
+def first_linear(losses: ExampleLosses) -> int | None:
     """Return the place of a leading linear layer in the sequential model behind ``losses``, or None.
 
     None also where it may act otherwise than its layers one after the other: in a subclass, with hooks, or where layers
     share parameters.
     """
-    model = getattr(losses, "model", None)
+    model = losses.model
     if type(model) is not nn.Sequential or any(m._forward_hooks or m._forward_pre_hooks for m in model.modules()):
         return None
     if len(list(model.named_parameters(remove_duplicate=False))) > len(list(model.named_parameters())):
@@ -33,10 +34,14 @@ def hessian_by_first_layer(losses: ExampleLosses, theta: Tensor, first: int) -> 
     as a function of z and of the other parameters ψ,
     ``∂²/∂W_j∂W_k = (1/n) Σ_i ∂²φ/∂z_j∂z_k x_i x_iᵀ`` and ``∂²/∂W_j∂ψ = (1/n) Σ_i x_i ∂²φ/∂z_j∂ψ``.
     Examples do not meet in φ, so one product per z_j and per ψ_k gives all its second derivatives, and the wide layer,
-    which holds nearly all parameters, costs weighted Gram matrices instead of P Hessian-vector products.
+    which holds nearly all parameters, costs weighted Gram matrices instead of P Hessian-vector products, which are the
+    slow twin (``test_first_layer_hessian_equals_products``).
     """
-    layer, n = losses.model[first], len(losses)
-    head = ExampleLosses(losses.model[first + 1 :], losses.inputs, losses.labels, losses.loss)
+    model, n = losses.model, len(losses)
+    assert isinstance(model, nn.Sequential)  # first_linear has seen both
+    layer = model[first]
+    assert isinstance(layer, nn.Linear)
+    head = ExampleLosses(model[first + 1 :], losses.inputs, losses.labels, losses.loss)
     width, wide = layer.out_features, sum(parameter.numel() for parameter in layer.parameters())
     weight, psi = theta[: layer.weight.numel()].view_as(layer.weight), theta[wide:]
     x = losses.inputs.flatten(1) if first else losses.inputs

@@ -1,16 +1,49 @@
-"""A model as a pure function of its flat parameters θ: losses of examples, gradients, Jacobian and Hessian products."""
+"""The loss of each example as a pure function of the flat parameters θ, objectives made of them, first derivatives."""
 
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, jvp, vmap
 from torch.nn import functional as F
 
+Examples = tuple[Tensor, Tensor]  # inputs (n, …) and labels (n,)
 LossFunction = Callable[[Tensor, Tensor], Tensor]  # (logits (B, …), labels (B,)) -> losses (B,)
+ScalarLoss = Callable[[Tensor], Tensor]  # θ (P,) -> ()
+
+
+class Losses(Protocol):
+    """The losses of n examples as a function of θ ``(P,)``."""
+
+    def __len__(self) -> int:
+        """Return n."""
+        ...
+
+    def __call__(self, theta: Tensor, index: Tensor | None = None) -> Tensor:
+        """Return the losses ``(n,)``, or ``(B,)`` of the examples in ``index (B,)``."""
+        ...
+
+
+class Penalised(Protocol):
+    """J(θ), a mean loss and a quadratic penalty: what training minimises, and what a ``Curvature`` is of."""
+
+    @property
+    def losses(self) -> Losses:
+        """Return the losses that the mean runs over."""
+        ...
+
+    @property
+    def l2(self) -> float | Tensor:
+        """Return λ, the second derivative of the penalty: one number, or one for each parameter ``(P,)``."""
+        ...
+
+    def __call__(self, theta: Tensor, index: Tensor | None = None) -> Tensor:
+        """Return the scalar J(θ); with ``index (B,)`` the mean runs over those examples only."""
+        ...
 
 
 with warnings.catch_warnings():
@@ -50,7 +83,7 @@ def check_finite(values: Tensor, what: str) -> Tensor:
     return values
 
 
-def refuse_dropout(model: nn.Module) -> None:
+def _refuse_dropout(model: nn.Module) -> None:
     """Do nothing for a model whose losses are a function of θ.
 
     Raises:
@@ -100,7 +133,7 @@ class ExampleLosses:
         ]
         if normalised:
             raise ValueError(f"layer {normalised[0]!r} mixes the examples of a batch; call model.eval() first")
-        refuse_dropout(model)
+        _refuse_dropout(model)
         refuse_shared_layers(model)
         self.model, self.inputs, self.labels, self.loss = model, inputs, labels, loss
         self._shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
@@ -122,14 +155,32 @@ class ExampleLosses:
 
 
 @dataclass(frozen=True)
-class Objective:
+class SingleLoss:
+    """A scalar function of θ as the losses of one example ``(1,)``: the mean loss of a test set as one target, say."""
+
+    loss: ScalarLoss
+
+    def __len__(self) -> int:
+        """Return 1."""
+        return 1
+
+    def __call__(self, theta: Tensor, index: Tensor | None = None) -> Tensor:
+        """Return the loss ``(1,)``, or once for each entry of ``index (B,)``, which are all 0."""
+        losses = self.loss(theta).view(1)
+        return losses if index is None else losses[index]
+
+
+_AnyLosses = TypeVar("_AnyLosses", bound=Losses, covariant=True)
+
+
+@dataclass(frozen=True)
+class Objective(Generic[_AnyLosses]):
     """J(θ) = (1/n) Σ ℓ(x_i, θ) + (λ/2)‖θ‖², what training minimises.
 
-    ``losses`` is an ``ExampleLosses`` or any function ``(theta, index=None) -> (n,)`` with a length; ``l2`` is λ ≥ 0.
-    With ``l2=0`` it is the mean loss of a validation set, ℓ(V, θ).
+    ``l2`` is λ ≥ 0.  With ``l2=0`` it is the mean loss of a validation set, ℓ(V, θ).
     """
 
-    losses: Callable[..., Tensor]
+    losses: _AnyLosses
     l2: float = 0.0
 
     def __post_init__(self) -> None:
@@ -142,12 +193,24 @@ class Objective:
         return self.losses(theta, index).mean() + 0.5 * self.l2 * theta.dot(theta)
 
 
-def gradient(objective: Callable[[Tensor], Tensor], theta: Tensor) -> Tensor:
+def losses_at(
+    model: nn.Module, parameters: Mapping[str, Tensor], examples: Examples, loss: LossFunction = cross_entropy
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Losses ``(n,)`` with ``parameters`` in place of the model's, and the buffers that this pass would leave behind.
+
+    For a model in training mode, whose batch-norm mixes the examples and moves its running averages: the model's own
+    stay as they are.  Parameters that are not given are the model's.
+    """
+    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    return loss(functional_call(model, {**parameters, **buffers}, (examples[0],)), examples[1]), buffers
+
+
+def gradient(objective: ScalarLoss, theta: Tensor) -> Tensor:
     """∇J(θ) ``(P,)`` of a scalar function of θ."""
     return grad(objective)(theta)
 
 
-def per_example_gradients(losses: Callable[..., Tensor], theta: Tensor) -> Tensor:
+def per_example_gradients(losses: Losses, theta: Tensor) -> Tensor:
     """∇L(θ), the Jacobian of the loss vector, ``(n, P)``: row i is the gradient of ℓ(x_i, θ)."""
 
     def one(index: Tensor) -> Tensor:
@@ -156,6 +219,6 @@ def per_example_gradients(losses: Callable[..., Tensor], theta: Tensor) -> Tenso
     return vmap(one)(torch.arange(len(losses), device=theta.device))
 
 
-def loss_directional_derivatives(losses: Callable[..., Tensor], theta: Tensor, direction: Tensor) -> Tensor:
+def loss_directional_derivatives(losses: Losses, theta: Tensor, direction: Tensor) -> Tensor:
     """∇L(θ)·u ``(n,)`` for a direction u ``(P,)``: one forward-mode pass, no gradient of any single example."""
     return jvp(losses, (theta,), (direction,))[1]

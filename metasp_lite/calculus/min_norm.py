@@ -8,14 +8,14 @@ from torch import Tensor
 from metasp_lite.calculus.losses import check_finite
 
 
-class MinNormPoint(NamedTuple):
+class _MinNormPoint(NamedTuple):
     """The shortest vector γ g₁ + (1−γ) g₂ of the segment between two vectors."""
 
     gamma: Tensor  # (), between 0 and 1; the weight of the FIRST vector
     point: Tensor  # (n,)
 
 
-def min_norm_pair(first: Tensor, second: Tensor) -> MinNormPoint:
+def min_norm_pair(first: Tensor, second: Tensor) -> _MinNormPoint:
     """γ* = argmin ‖γ g₁ + (1−γ) g₂‖² over 0 ≤ γ ≤ 1, in closed form: clip((g₂−g₁)ᵀg₂ / ‖g₂−g₁‖², 0, 1).
 
     Source: MetaSP, eq. 11 and appendix I; Désidéri 2012.  ``first`` g₁ and ``second`` g₂ are ``(n,)`` floats.
@@ -49,4 +49,4 @@ def min_norm_pair(first: Tensor, second: Tensor) -> MinNormPoint:
     gamma = torch.where(first_is_longer, of_first, 1 - of_second)
     rest = torch.where(first_is_longer, 1 - of_first, of_second)
     gamma, rest = (torch.where(size > 0, weight, 0.5).to(first) for weight in (gamma, rest))  # 0/0: they are equal
-    return MinNormPoint(gamma, gamma * first + rest * second)
+    return _MinNormPoint(gamma, gamma * first + rest * second)

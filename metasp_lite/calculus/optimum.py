@@ -4,12 +4,12 @@ import torch
 from torch import Tensor
 
 from metasp_lite.calculus.curvature import Curvature, NegativeCurvatureError, NotConvergedError
-from metasp_lite.calculus.losses import Objective, check_finite
+from metasp_lite.calculus.losses import Penalised, check_finite
 from metasp_lite.calculus.solvers import ConjugateGradient
 
 
 def minimise(
-    objective: Objective,
+    objective: Penalised,
     theta: Tensor,
     *,
     tolerance: float = 1e-10,
@@ -53,7 +53,7 @@ def minimise(
     )
 
 
-def adam(objective: Objective, theta: Tensor, steps: int) -> Tensor:
+def adam(objective: Penalised, theta: Tensor, steps: int) -> Tensor:
     """Take ``steps`` of torch's Adam (step 0.01) on all examples from θ ``(P,)``; what an unfinished training gives."""
     leaf = theta.detach().clone().requires_grad_()
     optimiser = torch.optim.Adam([leaf], lr=0.01)
@@ -64,7 +64,7 @@ def adam(objective: Objective, theta: Tensor, steps: int) -> Tensor:
     return leaf.detach()
 
 
-def lbfgs(objective: Objective, theta: Tensor, steps: int) -> Tensor:
+def lbfgs(objective: Penalised, theta: Tensor, steps: int) -> Tensor:
     """Take at most ``steps`` of torch's L-BFGS from θ ``(P,)``; fewer once no entry of ∇J is above 1e-7."""
     leaf = theta.detach().clone().requires_grad_()
     optimiser = torch.optim.LBFGS(
@@ -86,7 +86,7 @@ def lbfgs(objective: Objective, theta: Tensor, steps: int) -> Tensor:
     return check_finite(leaf.detach(), "the trained parameters")
 
 
-def require_optimum(curvature: Curvature, tolerance: float, what: str) -> None:
+def require_optimum(curvature: Curvature[Penalised], tolerance: float, what: str) -> None:
     """Refuse a point where ``what`` has not ended: the descent still to go would count as an example's effect.
 
     Raises:
@@ -96,11 +96,11 @@ def require_optimum(curvature: Curvature, tolerance: float, what: str) -> None:
     if not norm <= tolerance:
         raise NotConvergedError(
             f"the gradient norm {norm:.2g} of {what} is above {tolerance:.2g}: "
-            "train to an optimum first (metasp_lite.optimum.minimise)"
+            "train to an optimum first (metasp_lite.calculus.minimise)"
         )
 
 
-def _require_minimum(curvature: Curvature) -> Tensor:
+def _require_minimum(curvature: Curvature[Penalised]) -> Tensor:
     """Return θ, unless some direction of a Krylov space curves downwards there; a flat one does not."""
     theta = curvature.theta
     probe = torch.randn(len(theta), generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(theta)

@@ -3,42 +3,50 @@
 Every solver is a frozen dataclass of its settings and is called as ``solver(curvature, v)`` with v ``(P,)``, giving an
 approximation of (H + δI)⁻¹v ``(P,)``.  The damping δ belongs to the ``Curvature``.  What a solve cost stands in
 ``curvature.products`` afterwards.  The iterative ones also have ``iterates(curvature, v)``, which yields the
-approximation after each product, so that accuracy can be drawn against cost in one pass.
+approximation after each product, so that accuracy can be drawn against cost in one pass.  Any other callable of this
+kind is a solver too; one that differs from the plain case in what ``SolverTraits`` lists says so by inheriting from it.
 """
 
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
 
 from metasp_lite.calculus.curvature import Curvature, NegativeCurvatureError, NotConvergedError
-from metasp_lite.calculus.losses import ExampleLosses, check_finite, cross_entropy, per_example_gradients
+from metasp_lite.calculus.losses import ExampleLosses, Penalised, check_finite, cross_entropy, per_example_gradients
 
 
 class Solver(Protocol):
     """Anything that approximates (H + δI)⁻¹v."""
 
-    def __call__(self, curvature: Curvature, vector: Tensor) -> Tensor:
+    def __call__(self, curvature: Curvature[Penalised], vector: Tensor) -> Tensor:
         """Return an approximation of (H + δI)⁻¹v ``(P,)``."""
         ...
 
 
-class _Iterative:
+class SolverTraits:
+    """What a solver says of itself; the plain case."""
+
+    takes_columns: ClassVar[bool] = False  # v may be several columns (P, K), for the price of about one
+    needs_plain_mean: ClassVar[bool] = False  # its matrix is made from the examples of one mean, all of equal weight
+
+
+class _Iterative(SolverTraits):
     """A solver whose answer is the last of its iterates."""
 
-    def iterates(self, curvature: Curvature, vector: Tensor) -> Iterator[Tensor]:
+    def iterates(self, curvature: Curvature[Penalised], vector: Tensor) -> Iterator[Tensor]:
         raise NotImplementedError
 
-    def __call__(self, curvature: Curvature, vector: Tensor) -> Tensor:
+    def __call__(self, curvature: Curvature[Penalised], vector: Tensor) -> Tensor:
         """Return the last iterate ``(P,)``."""
         return deque(self.iterates(curvature, vector), maxlen=1)[0]
 
 
 @dataclass(frozen=True)
-class Exact:
+class Exact(SolverTraits):
     """The solution itself, through the dense Hessian and its Cholesky factor (P² numbers, P³/3 multiplications).
 
     Takes v ``(P,)`` or several columns ``(P, K)``.  The factor is kept in the curvature: further solves are cheap.
@@ -47,31 +55,33 @@ class Exact:
         NegativeCurvatureError: when H + δI is not positive definite.
     """
 
-    def __call__(self, curvature: Curvature, vector: Tensor) -> Tensor:
+    takes_columns = True
+
+    def __call__(self, curvature: Curvature[Penalised], vector: Tensor) -> Tensor:
         """Return (H + δI)⁻¹v, with the shape of v."""
         columns = check_finite(vector, "the right-hand side").view(len(vector), -1)
         half = torch.linalg.solve_triangular(curvature.cholesky, columns, upper=False)
         return torch.linalg.solve_triangular(curvature.cholesky.mT, half, upper=True).view_as(vector)
 
 
-def solve_each(solver: Solver, curvature: Curvature, vectors: Tensor) -> Tensor:
+def solve_each(solver: Solver, curvature: Curvature[Penalised], vectors: Tensor) -> Tensor:
     """(H + δI)⁻¹v for each row v of ``vectors (K, P)``; (K, P).  All rows share one factor or one gradient graph."""
-    if isinstance(solver, Exact | GaussNewton):
+    if isinstance(solver, SolverTraits) and solver.takes_columns:
         return solver(curvature, vectors.T).T
     return torch.stack([solver(curvature, vector) for vector in vectors])
 
 
 @dataclass(frozen=True)
-class Identity:
+class Identity(SolverTraits):
     """v itself: H replaced by the identity (Luketina et al., 2016, "T1−T2").  Costs nothing."""
 
-    def __call__(self, curvature: Curvature, vector: Tensor) -> Tensor:
+    def __call__(self, curvature: Curvature[Penalised], vector: Tensor) -> Tensor:
         """Return v ``(P,)``."""
         return check_finite(vector, "the right-hand side").clone()
 
 
 @dataclass(frozen=True)
-class OuterProduct:
+class OuterProduct(SolverTraits):
     """H replaced by the damped empirical Fisher matrix, ((1/n) Σ g_i g_iᵀ + (λ + δ)I)⁻¹v with g_i = ∇ℓ(x_i) (Larsen).
 
     By Woodbury's identity with the n×n Gram matrix of the per-example gradients.  Larsen's single outer product has
@@ -81,7 +91,9 @@ class OuterProduct:
         ValueError: when λ + δ is 0, since n < P outer products cannot be inverted alone.
     """
 
-    def __call__(self, curvature: Curvature, vector: Tensor) -> Tensor:
+    needs_plain_mean = True
+
+    def __call__(self, curvature: Curvature[Penalised], vector: Tensor) -> Tensor:
         """Return the damped empirical-Fisher solution ``(P,)``."""
         shift = curvature.objective.l2 + torch.full_like(vector, curvature.damping)
         if not bool((shift > 0).all()):
@@ -95,7 +107,7 @@ class OuterProduct:
 
 
 @dataclass(frozen=True)
-class GaussNewton:
+class GaussNewton(SolverTraits):
     """H replaced by the generalised Gauss–Newton matrix of a classifier with cross-entropy (Schraudolph, 2002).
 
     (1/n) Σ_i Σ_c p_ic g_ic g_icᵀ + λ + δ, with g_ic the gradient that example i would have under label c and p_ic the
@@ -103,13 +115,15 @@ class GaussNewton:
     indefinite.  Costs n·C per-example gradients and P³/3 multiplications.
 
     Raises:
-        ValueError: for another loss than ``functional.cross_entropy``, or when the matrix with λ + δ is singular.
+        ValueError: for another loss than ``losses.cross_entropy``, or when the matrix with λ + δ is singular.
     """
 
-    def __call__(self, curvature: Curvature, vector: Tensor) -> Tensor:
+    takes_columns = needs_plain_mean = True
+
+    def __call__(self, curvature: Curvature[Penalised], vector: Tensor) -> Tensor:
         """Return the solution, with the shape of v: ``(P,)``, or several columns ``(P, K)``."""
         losses, theta = curvature.objective.losses, curvature.theta
-        if getattr(losses, "loss", None) is not cross_entropy:
+        if not isinstance(losses, ExampleLosses) or losses.loss is not cross_entropy:
             raise ValueError("Gauss–Newton: the losses are not functional.cross_entropy; take another solver")
         matrix = torch.diag(curvature.objective.l2 + torch.full_like(theta, curvature.damping))
         classes = torch.func.functional_call(losses.model, losses.unflatten(theta), (losses.inputs[:1],)).shape[1]
@@ -138,7 +152,7 @@ class Neumann(_Iterative):
     terms: int
     step: float | None = None
 
-    def iterates(self, curvature: Curvature, vector: Tensor) -> Iterator[Tensor]:
+    def iterates(self, curvature: Curvature[Penalised], vector: Tensor) -> Iterator[Tensor]:
         """Yield the sum after each term ``(P,)``."""
         _at_least_one("terms", self.terms)
         step = _safe_step("neumann", self.step, curvature)
@@ -171,7 +185,7 @@ class ConjugateGradient(_Iterative):
     iterations: int
     tolerance: float | None = None
 
-    def iterates(self, curvature: Curvature, vector: Tensor) -> Iterator[Tensor]:
+    def iterates(self, curvature: Curvature[Penalised], vector: Tensor) -> Iterator[Tensor]:
         """Yield the approximation after each product ``(P,)``."""
         _at_least_one("iterations", self.iterations)
         if self.tolerance is not None and not self.tolerance > 0:
@@ -223,7 +237,7 @@ class LiSSA(_Iterative):
     step: float | None = None
     seed: int = 0
 
-    def iterates(self, curvature: Curvature, vector: Tensor) -> Iterator[Tensor]:
+    def iterates(self, curvature: Curvature[Penalised], vector: Tensor) -> Iterator[Tensor]:
         """Yield, after each step of the last repeat, the average over the repeats so far ``(P,)``."""
         _at_least_one("depth", self.depth)
         _at_least_one("batch", self.batch)
@@ -259,7 +273,7 @@ def _at_least_one(name: str, value: int) -> None:
         raise ValueError(f"{name}={value} must be at least 1")
 
 
-def _safe_step(solver: str, step: float | None, curvature: Curvature, default: float = 1.0) -> float:
+def _safe_step(solver: str, step: float | None, curvature: Curvature[Penalised], default: float = 1.0) -> float:
     """Return the step size a, ``default``/λmax where it is None; refuse one that diverges."""
     largest = curvature.largest_eigenvalue
     if largest <= 0:

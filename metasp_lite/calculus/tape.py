@@ -2,7 +2,8 @@
 
 A forward-mode pass computes the function itself once more on the way.  Here one evaluation is recorded, and what was
 costly in it (convolutions, linear layers, maxima and batch statistics) is taken from the record.  All else goes through
-torch's own forward mode, so that any function torch can differentiate may be recorded.
+torch's own forward mode, so that any function torch can differentiate may be recorded.  The slow twin is double
+backward: the derivative of the gradient's product with v in v (``test_tape_equals_double_backward``).
 """
 
 from collections.abc import Callable, Sequence
@@ -83,7 +84,7 @@ class _Replay(TorchFunctionMode):
 
     def __torch_function__(self, function: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
-        rule = None
+        rule: Callable[..., Tensor | None] | None = None
         if function in _BILINEAR:
             rule = _bilinear
         elif function is F.max_pool2d:

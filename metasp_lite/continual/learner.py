@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from metasp_lite.calculus.losses import Examples
 from metasp_lite.continual.streams import Stream, Task
-from metasp_lite.influence.metasp import Examples
 from metasp_lite.networks import NETWORKS
 
 

@@ -8,9 +8,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from metasp_lite import settings
-from metasp_lite.calculus.losses import ExampleLosses, Objective, binary_cross_entropy, flatten_parameters
+from metasp_lite.calculus.losses import ExampleLosses, Examples, Objective, binary_cross_entropy, flatten_parameters
 from metasp_lite.images import sets, sources
-from metasp_lite.influence.metasp import Examples
 from metasp_lite.networks import logistic_regression, toy_mlp
 
 

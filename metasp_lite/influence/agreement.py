@@ -70,12 +70,12 @@ def pearson(true: Tensor, approximate: Tensor) -> float:
     Raises:
         ValueError: as ``sign_confusion``, and when a vector is constant, where r does not exist.
     """
-    return _correlation(scipy.stats.pearsonr, true, approximate)
+    return float(scipy.stats.pearsonr(*_varying(true, approximate)).statistic)
 
 
 def spearman(true: Tensor, approximate: Tensor) -> float:
     """Spearman's rank correlation, −1 to 1, of two vectors ``(n,)``; raises as ``pearson``."""
-    return _correlation(scipy.stats.spearmanr, true, approximate)
+    return float(scipy.stats.spearmanr(*_varying(true, approximate)).statistic)
 
 
 def bootstrap_pearson(
@@ -131,12 +131,13 @@ def comparison_table(
     )
 
 
-def _correlation(function, true: Tensor, approximate: Tensor) -> float:
+def _varying(true: Tensor, approximate: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """Both vectors as arrays; refuses a pair that has no correlation."""
     _check_pair(true, approximate)
     for name, vector in (("true", true), ("approximate", approximate)):
         if bool((vector == vector[0]).all()):
             raise ValueError(f"the {name} values are all {vector[0].item()}: a correlation does not exist")
-    return float(function(true.cpu().numpy(), approximate.cpu().numpy()).statistic)
+    return true.cpu().numpy(), approximate.cpu().numpy()
 
 
 def _check_pair(true: Tensor, approximate: Tensor) -> None:

@@ -1,15 +1,15 @@
 """MetaSP's influences by plain autograd: slow and wasteful, with nothing derived by hand.
 
-The fast way (``metasp_lite.metasp``) is tested and measured against it.  It differentiates through torch's own
-optimiser, so neither the rule of the step nor its derivative is written here a second time.
+The slow twin of ``metasp.metasp_gradient``, which is tested and measured against it.  It differentiates through torch's
+own optimiser, so neither the rule of the step nor its derivative is written here a second time.
 """
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
-from metasp_lite.calculus.losses import LossFunction, cross_entropy
-from metasp_lite.influence.metasp import Examples, trained_parameters
+from metasp_lite.calculus.losses import Examples, LossFunction, cross_entropy, losses_at
+from metasp_lite.influence.metasp import trained_parameters
+from metasp_lite.influence.pseudo_update import momentum_of
 
 
 def influences_by_autograd(
@@ -39,12 +39,10 @@ def influences_by_autograd(
     (group,) = optimizer.param_groups
 
     def losses(parameters: list[Tensor], examples: Examples) -> Tensor:
-        buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
-        state = dict(zip(trained, parameters, strict=True)) | buffers
-        return loss(functional_call(model, state, (examples[0],)), examples[1])
+        return losses_at(model, dict(zip(trained, parameters, strict=True)), examples, loss)[0]
 
     parameters = [p.detach().requires_grad_() for p in trained.values()]
-    momenta = [optimizer.state.get(p, {}).get("momentum_buffer") for p in trained.values()]
+    momenta = [momentum_of(optimizer, parameter) for parameter in trained.values()]
     if group["momentum"]:  # torch would leave a first momentum out of the graph: it copies the gradient there
         momenta = [torch.zeros_like(p) if m is None else m for p, m in zip(parameters, momenta, strict=True)]
     weights = torch.zeros(len(batch[1]), dtype=parameters[0].dtype, device=parameters[0].device, requires_grad=True)
@@ -57,10 +55,10 @@ def influences_by_autograd(
         step.param_groups[0]["params"] = parameters  # not leaves, which the constructor would refuse
         for parameter, slope, momentum in zip(parameters, gradient, momenta, strict=True):
             parameter.grad = slope
-            if group["momentum"]:
+            if momentum is not None:
                 step.state[parameter]["momentum_buffer"] = momentum.clone()  # it moves this in place too
         step.step()
-        momenta = [step.state[p].get("momentum_buffer") for p in parameters]
+        momenta = [momentum_of(step, parameter) for parameter in parameters]
     influences, values = [], []
     for place, examples in enumerate(validation_sets, start=1):
         value = losses(parameters, examples).mean()

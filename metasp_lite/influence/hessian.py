@@ -1,21 +1,24 @@
-"""Influence of training examples on a validation loss (MetaSP, appendix B), and the truth it predicts.
+"""Influence of training examples on a validation loss by the Hessian (MetaSP, appendix B).
 
 Sign everywhere: influence is d(validation loss)/d(example weight).  **Negative helps**: training more on the example
 lowers the validation loss.  (The MetaSP paper's prose calls such an example "positive".)
 """
 
-from collections.abc import Callable
-
 from torch import Tensor
 
 from metasp_lite.calculus.curvature import Curvature
-from metasp_lite.calculus.losses import check_finite, gradient, loss_directional_derivatives
+from metasp_lite.calculus.losses import (
+    Losses,
+    Penalised,
+    ScalarLoss,
+    check_finite,
+    gradient,
+    loss_directional_derivatives,
+)
 from metasp_lite.calculus.solvers import Solver
 
-ScalarLoss = Callable[[Tensor], Tensor]  # θ (P,) -> ()
 
-
-def influence(losses: Callable[..., Tensor], validation: ScalarLoss, curvature: Curvature, solver: Solver) -> Tensor:
+def influence(losses: Losses, validation: ScalarLoss, curvature: Curvature[Penalised], solver: Solver) -> Tensor:
     """Influence of each example on the validation loss, I(V, B) = −∇L H⁻¹ ∇ℓ(V); returns (B,).
 
     ``losses`` are those of the examples to score (the training examples, or a batch of them), ``curvature`` is taken

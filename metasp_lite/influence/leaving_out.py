@@ -1,8 +1,4 @@
-"""Influence of training examples on a validation loss (MetaSP, appendix B), and the truth it predicts.
-
-Sign everywhere: influence is d(validation loss)/d(example weight).  **Negative helps**: training more on the example
-lowers the validation loss.  (The MetaSP paper's prose calls such an example "positive".)
-"""
+"""The truth that influence predicts: training again to the optimum without an example, or with less of its weight."""
 
 from collections.abc import Callable
 from typing import Any
@@ -12,13 +8,12 @@ from torch import Tensor
 from torch.func import grad, vmap
 
 from metasp_lite.calculus.curvature import Curvature, NotConvergedError
-from metasp_lite.calculus.losses import check_finite
+from metasp_lite.calculus.losses import Objective, Penalised, ScalarLoss, SingleLoss, check_finite
 from metasp_lite.calculus.optimum import minimise, require_optimum
 from metasp_lite.calculus.solvers import Exact
-from metasp_lite.influence.hessian import ScalarLoss
 
 
-def leave_one_out(curvature: Curvature, validation: ScalarLoss, examples: Tensor, **settings: Any) -> Tensor:
+def leave_one_out(curvature: Curvature[Penalised], validation: ScalarLoss, examples: Tensor, **settings: Any) -> Tensor:
     """True change of the validation loss when each of ``examples (K,)`` alone is left out of training; (K,).
 
     Retrains to the true optimum, by ``retrained_without`` with its ``settings``.  Influence predicts −f I_i/n.
@@ -32,7 +27,7 @@ def leave_one_out(curvature: Curvature, validation: ScalarLoss, examples: Tensor
 
 
 def retrained_without(
-    curvature: Curvature,
+    curvature: Curvature[Penalised],
     examples: Tensor,
     *,
     fraction: float = 1.0,
@@ -67,7 +62,7 @@ def retrained_without(
     )
 
 
-def require_examples(examples: Tensor, curvature: Curvature, n: int | None = None) -> Tensor:
+def require_examples(examples: Tensor, curvature: Curvature[Penalised], n: int | None = None) -> Tensor:
     """Return the indices ``examples (L,)`` on the curvature's device, as int64; ``n`` is that of its losses if None.
 
     Raises:
@@ -86,7 +81,7 @@ def require_examples(examples: Tensor, curvature: Curvature, n: int | None = Non
 
 
 def minimise_all(
-    curvature: Curvature,
+    curvature: Curvature[Penalised],
     objective: Callable[[Tensor, Tensor], Tensor],
     varied: Tensor,
     examples: Tensor,
@@ -144,8 +139,12 @@ def minimise_all(
         lengths = torch.where(better, lengths_there, lengths)
         share = torch.where(better, (2 * share).clamp(max=1), share / 2)
     for k in open_:
+
+        def alone(theta: Tensor, row: Tensor = varied[k]) -> Tensor:
+            return objective(theta, row)
+
         try:
-            points[k] = minimise(lambda theta, k=k: objective(theta, varied[k]), curvature.theta, tolerance=tolerance)
+            points[k] = minimise(Objective(SingleLoss(alone)), curvature.theta, tolerance=tolerance)
         except (ArithmeticError, RuntimeError) as error:
             raise NotConvergedError(f"retraining without example {int(examples[k])}: {error}") from error
     return points

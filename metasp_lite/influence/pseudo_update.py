@@ -10,19 +10,23 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from metasp_lite.calculus.losses import Objective, check_finite, gradient
+from metasp_lite.calculus.losses import Losses, Objective, ScalarLoss, check_finite, gradient
 from metasp_lite.calculus.tape import Tape
-from metasp_lite.influence.hessian import ScalarLoss
 
 Parameters = tuple[Tensor, ...]
-Losses = Callable[[Parameters], Tensor]  # parameters -> loss of each of the n examples (n,)
+_LossesOfParameters = Callable[[Parameters], Tensor]  # parameters -> loss of each of the n examples (n,)
 
 
-def mean_and_gradient(losses: Losses, parameters: Sequence[Tensor]) -> tuple[Tensor, Parameters]:
+def mean_and_gradient(losses: _LossesOfParameters, parameters: Sequence[Tensor]) -> tuple[Tensor, Parameters]:
     """Return the mean of the losses ``()`` and its gradient, one tensor for each of ``parameters``."""
     leaves = _leaves(parameters)
     mean = losses(leaves).mean()
     return mean.detach(), torch.autograd.grad(mean, leaves, materialize_grads=True)
+
+
+def momentum_of(optimizer: torch.optim.Optimizer, parameter: Tensor) -> Tensor | None:
+    """The momentum m that the optimiser holds for ``parameter``; None before its first step, and where it has none."""
+    return optimizer.state.get(parameter, {}).get("momentum_buffer")
 
 
 @dataclass(frozen=True)
@@ -77,12 +81,13 @@ class PseudoUpdate:
 
     The batch's gradient is g(θ, E) = (1/n) Σ (1 + ε_i) ∇ℓ(x_i, θ) at E = 0.  ``parameters`` is θ_K; ``influences``
     differentiates losses at θ_K with respect to E; ``gradient`` is that of a weighted loss at θ.  For K = 1 they cost,
-    counted in forward passes over the batch, 3 for the step, 2 for each influence and 2 for the gradient.
+    counted in forward passes over the batch, 3 for the step, 2 for each influence and 2 for the gradient.  The slow
+    twin goes through torch's own optimiser: ``influences_by_autograd`` (``test_metasp_equals_by_autograd``).
     """
 
     def __init__(
         self,
-        losses: Losses,
+        losses: _LossesOfParameters,
         parameters: Sequence[Tensor],
         rules: Sequence[SGDRule],
         momenta: Sequence[Tensor | None],
@@ -122,7 +127,8 @@ class PseudoUpdate:
         for k in range(steps):
             if k > 0:
                 _, gradient_ = mean_and_gradient(losses, path[-1])
-            moved = [rule.step(*state) for rule, *state in zip(self._rules, path[-1], momentum, gradient_, strict=True)]
+            states = zip(self._rules, path[-1], momentum, gradient_, strict=True)
+            moved = [rule.step(theta, m, g) for rule, theta, m, g in states]
             path.append(tuple(theta for theta, _ in moved))
             momentum = tuple(m for _, m in moved)
         check_finite(torch.stack([theta.abs().max() for theta in path[-1]]), "a parameter after the pseudo-update")
@@ -171,7 +177,7 @@ class _Chain:
     def back_to_gradient(self) -> list[Tensor]:
         """Return ∂ℓ/∂g of the step."""
         states = zip(self._rules, self._d_theta, self._d_momentum, strict=True)
-        pairs = [rule.adjoint(*state) for rule, *state in states]
+        pairs = [rule.adjoint(d_theta, d_momentum) for rule, d_theta, d_momentum in states]
         self._d_momentum = [m for _, m in pairs]
         return [g for g, _ in pairs]
 
@@ -210,7 +216,7 @@ def _leaves(parameters: Sequence[Tensor]) -> Parameters:
 
 
 def pseudo_update_influence(
-    objective: Objective, validation: ScalarLoss, theta: Tensor, *, step: float, steps: int = 1
+    objective: Objective[Losses], validation: ScalarLoss, theta: Tensor, *, step: float, steps: int = 1
 ) -> Tensor:
     """MetaSP's influence: differentiate ℓ(V, θ_K) after K pseudo-update steps with respect to the weights E; (n,).
 
@@ -218,6 +224,7 @@ def pseudo_update_influence(
     u_K = ∇ℓ(V, θ_K) and u_k = (I − aH(θ_k)) u_{k+1} (derived in notebook 02).  The result is n times that, so that
     it has the scale of ``influence``, where an example's weight is not divided by n.  Exact at any θ ``(P,)``,
     stationary or not.  At a stationary point it equals the Neumann series of ``steps`` terms.  Keeps K·P numbers.
+    Its slow twin, the whole run differentiated, is in the tests (``test_pseudo_update_influence_equals_by_autograd``).
 
     Raises:
         ValueError: for a step that is not positive, or fewer than one step.

@@ -2,11 +2,9 @@
 
 from metasp_lite.influence.agreement import SignConfusion
 
-METASP = "Sun et al., Exploring Example Influence in Continual Learning, NeurIPS 2022"
-
-
-#: MetaSP, Table 6 (appendix): signs of 1000 approximate influences against the Hessian influence function.  Its setting
-#: (width, damping, number of pseudo-updates, optimiser) is not printed.
+#: MetaSP (Sun et al., Exploring Example Influence in Continual Learning, NeurIPS 2022), Table 6 (appendix): signs of
+#: 1000 approximate influences against the Hessian influence function.  Its setting (width, damping, number of
+#: pseudo-updates, optimiser) is not printed.
 TABLE_6 = {
     "Larsen": SignConfusion(552, 304, 26, 118),
     "Luketina": SignConfusion(533, 313, 17, 137),

@@ -3,10 +3,10 @@
 from metasp_lite.stages import retraining
 from metasp_lite.stages.fixed import fixed_embedding, head_objective, pretraining_influence
 from metasp_lite.stages.unrolled import ShortRun, unrolled_sensitivity
-from metasp_lite.stages.updated import Proximal, proximal_sensitivity
+from metasp_lite.stages.updated import ProximalObjective, proximal_sensitivity
 
 __all__ = [
-    "Proximal",
+    "ProximalObjective",
     "ShortRun",
     "fixed_embedding",
     "head_objective",

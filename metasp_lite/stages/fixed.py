@@ -4,16 +4,19 @@ Source: Multi-Stage Influence Function (NeurIPS 2020), Theorem 1 and eq. 15.  Pr
 F(W, Θ): an embedding W, and a head for each stage.  Both networks are ``nn.Sequential`` with the parts ``embedding``
 and ``head``, so θ_G = [W; U] and θ_F = [W; Θ].
 
+A target is the loss of an example, each of the ``target`` losses one of its own; a scalar function of θ_F becomes one
+by ``SingleLoss``.
+
 Every score has two factors.  The second stage decides the sensitivity t = dℓ/dW* of the target to the pretrained
 embedding; ``fixed_sensitivity`` is its model for an embedding that finetuning leaves alone.  For one that it moves
-there are ``proximal_sensitivity`` (in ``updated_embedding``) and ``unrolled_sensitivity`` (in ``unrolled``).  The first
+there are ``proximal_sensitivity`` (in ``updated``) and ``unrolled_sensitivity`` (in ``unrolled``).  The first
 stage is an optimum, so W* moves by −v(z) = −[G''⁻¹g'(z)]_W for each unit of weight on the pretraining example z:
 I(z) = −t·v(z) = −g'(z)·G''⁻¹[t; 0], one solve for all z (``pretraining_influence``).
 
 The sign is that of ``influence``: **negative helps**, and leaving z out of the m examples predicts −I(z)/m.
 """
 
-from collections.abc import Callable, Iterator, Sized
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -25,15 +28,16 @@ from torch.nn import functional as F
 from metasp_lite.calculus.curvature import Curvature, NegativeCurvatureError
 from metasp_lite.calculus.losses import (
     ExampleLosses,
+    Losses,
     Objective,
+    Penalised,
     check_finite,
-    gradient,
     loss_directional_derivatives,
     per_example_gradients,
 )
 from metasp_lite.calculus.solvers import Solver, solve_each
 
-Target = Callable[..., Tensor]  # a scalar loss of θ_F, or losses of test examples, each a target of its own
+Stage = Curvature[Objective[ExampleLosses]]  # G or F at some θ
 
 
 def embedding_size(model: nn.Module) -> int:
@@ -46,12 +50,12 @@ def embedding_size(model: nn.Module) -> int:
     if parts != ["embedding", "head"] or type(model) is not nn.Sequential:
         raise ValueError(
             f"the network has the parts {parts}; build it as nn.Sequential of an 'embedding' and a 'head', "
-            "as metasp_lite.models.two_stage does"
+            "as metasp_lite.networks.two_stage does"
         )
-    return sum(parameter.numel() for parameter in model.embedding.parameters())
+    return sum(parameter.numel() for parameter in model.get_submodule("embedding").parameters())
 
 
-def same_embedding(pretraining: Curvature, finetuning: Curvature) -> int:
+def same_embedding(pretraining: Stage, finetuning: Stage) -> int:
     """Return w, the size of the embedding that both networks share.
 
     Raises:
@@ -67,24 +71,34 @@ def same_embedding(pretraining: Curvature, finetuning: Curvature) -> int:
     return w
 
 
-def target_gradients(target: Target, theta: Tensor) -> Tensor:
-    """∇ℓ(θ) of each target, ``(K, P)``; K = 1 for a scalar loss."""
-    found = per_example_gradients(target, theta) if isinstance(target, Sized) else gradient(target, theta)[None]
-    return check_finite(found, "the gradient of a target")
+def require_objective(curvature: Curvature[Penalised], kind: type[Penalised], what: str) -> None:
+    """Do nothing for the curvature of an objective of that ``kind``.
+
+    Raises:
+        ValueError: for that of another; names it, and ``what`` to give.
+    """
+    if not isinstance(curvature.objective, kind):
+        raise ValueError(f"the curvature is of {type(curvature.objective).__name__}: give that of {what}")
 
 
-def head_objective(finetuning: Objective, embedding: Tensor) -> Objective:
+def target_gradients(target: Losses, theta: Tensor) -> Tensor:
+    """∇ℓ(θ) of each target, ``(K, P)``."""
+    return check_finite(per_example_gradients(target, theta), "the gradient of a target")
+
+
+def head_objective(finetuning: Objective[ExampleLosses], embedding: Tensor) -> Objective[ExampleLosses]:
     """F(W, ·) for a given embedding W ``(w,)``: the finetuning objective of the head's parameters Θ alone.
 
     Its examples are the features that W gives; the penalty of W, a constant, is left out.
     """
     losses = finetuning.losses
-    names = ExampleLosses(losses.model.embedding, losses.inputs, losses.labels)
-    features = functional_call(losses.model.embedding, names.unflatten(embedding), (losses.inputs,))
-    return Objective(ExampleLosses(losses.model.head, features, losses.labels, losses.loss), finetuning.l2)
+    body, head = (losses.model.get_submodule(part) for part in ("embedding", "head"))
+    names = ExampleLosses(body, losses.inputs, losses.labels)
+    features = functional_call(body, names.unflatten(embedding), (losses.inputs,))
+    return Objective(ExampleLosses(head, features, losses.labels, losses.loss), finetuning.l2)
 
 
-def fixed_sensitivity(finetuning: Curvature, target: Target, solver: Solver) -> Tensor:
+def fixed_sensitivity(finetuning: Stage, target: Losses, solver: Solver) -> Tensor:
     """t = f_W − F_WΘ F_ΘΘ⁻¹ f_Θ of each target, ``(K, w)``: the head is the optimum for the embedding (Theorem 1).
 
     ``finetuning`` is that of F at [W*; Θ*]; its damping δ is added to F_ΘΘ.
@@ -93,9 +107,8 @@ def fixed_sensitivity(finetuning: Curvature, target: Target, solver: Solver) -> 
         NegativeCurvatureError: when F_ΘΘ + δI is not positive definite.
         ValueError: for networks without an embedding and a head, or the curvature of anything but an ``Objective``.
     """
+    require_objective(finetuning, Objective, "the Objective of finetuning")
     objective, theta = finetuning.objective, finetuning.theta
-    if not isinstance(objective, Objective):
-        raise ValueError(f"the curvature is of {type(objective).__name__}: give that of the Objective of finetuning")
     w = embedding_size(objective.losses.model)
     direct = target_gradients(target, theta)
     with in_stage("finetuning"):
@@ -106,11 +119,11 @@ def fixed_sensitivity(finetuning: Curvature, target: Target, solver: Solver) -> 
 
 
 def pretraining_influence(
-    pretraining: Curvature,
+    pretraining: Stage,
     sensitivity: Tensor,
     solver: Solver,
     *,
-    losses: Callable[..., Tensor] | None = None,
+    losses: Losses | None = None,
     batch: int = 1000,
 ) -> Tensor:
     """Influence I(z) = −g'(z)·(G'' + δI)⁻¹[t; 0] of each pretraining example z on each target; ``(K, m)``.
@@ -132,7 +145,7 @@ def pretraining_influence(
     return -directional_derivatives(losses or pretraining.objective.losses, pretraining.theta, solution, batch)
 
 
-def directional_derivatives(losses: Callable[..., Tensor], theta: Tensor, directions: Tensor, batch: int) -> Tensor:
+def directional_derivatives(losses: Losses, theta: Tensor, directions: Tensor, batch: int) -> Tensor:
     """∇L(θ)·u for each row u of ``directions (K, P)``; ``(K, n)``, at most ``batch`` examples at a time.
 
     Two directions or fewer go forwards through the network, one pass each.  More share the examples' gradients, which
@@ -159,7 +172,7 @@ def directional_derivatives(losses: Callable[..., Tensor], theta: Tensor, direct
 class _Part:
     """Some of the losses."""
 
-    losses: Callable[..., Tensor]
+    losses: Losses
     index: Tensor
 
     def __len__(self) -> int:
@@ -170,7 +183,7 @@ class _Part:
 
 
 def fixed_embedding(
-    pretraining: Curvature, finetuning: Curvature, target: Target, solver: Solver, *, batch: int = 1000
+    pretraining: Stage, finetuning: Stage, target: Losses, solver: Solver, *, batch: int = 1000
 ) -> Tensor:
     """Theorem 1: influence of each pretraining example on each target, the embedding fixed in finetuning; ``(K, m)``.
 

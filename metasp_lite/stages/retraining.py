@@ -5,25 +5,28 @@ returned is the change of each target against the same retraining with nothing l
 −f I/m, with f the ``fraction`` of the example's weight that was taken away.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor
 from torch.func import vmap
 
 from metasp_lite.calculus.curvature import Curvature
-from metasp_lite.calculus.losses import check_finite
+from metasp_lite.calculus.losses import Losses, check_finite
 from metasp_lite.calculus.optimum import require_optimum
 from metasp_lite.influence.leaving_out import minimise_all, require_examples, retrained_without
-from metasp_lite.stages.fixed import Target, embedding_size, head_objective, same_embedding
+from metasp_lite.stages.fixed import Stage, embedding_size, head_objective, same_embedding
 from metasp_lite.stages.unrolled import Rule, ShortRun
-from metasp_lite.stages.updated import Joint, Proximal
+from metasp_lite.stages.updated import JointObjective, ProximalObjective
 
-CHUNK = 8  # retrainings in memory at once
+_State = TypeVar("_State")
+_CHUNK = 8  # retrainings in memory at once
 
 
 @dataclass(frozen=True)
-class LeftOut:
+class _LeftOut:
     """Embeddings pretrained again, each without one example."""
 
     examples: Tensor  # (L,)
@@ -31,7 +34,7 @@ class LeftOut:
     embedding: Tensor  # (w,), the optimum with all
 
 
-def leave_out(pretraining: Curvature, examples: Tensor, *, fraction: float = 1.0) -> LeftOut:
+def leave_out(pretraining: Stage, examples: Tensor, *, fraction: float = 1.0) -> _LeftOut:
     """Retrain the first stage to its optimum without each of ``examples (L,)``; ``pretraining`` is that of G.
 
     Raises:
@@ -39,11 +42,11 @@ def leave_out(pretraining: Curvature, examples: Tensor, *, fraction: float = 1.0
     """
     w = embedding_size(pretraining.objective.losses.model)
     examples = require_examples(examples, pretraining)
-    retrained = retrained_without(pretraining, examples, fraction=fraction, chunk=CHUNK)
-    return LeftOut(examples, retrained[:, :w], pretraining.theta[:w])
+    retrained = retrained_without(pretraining, examples, fraction=fraction, chunk=_CHUNK)
+    return _LeftOut(examples, retrained[:, :w], pretraining.theta[:w])
 
 
-def fixed(left_out: LeftOut, finetuning: Curvature, target: Target) -> Tensor:
+def fixed(left_out: _LeftOut, finetuning: Stage, target: Losses) -> Tensor:
     """Retrain the head to its optimum on each of the fixed embeddings (what Theorem 1 predicts).
 
     ``finetuning`` is the curvature of F at [W*; Θ*].
@@ -60,12 +63,12 @@ def fixed(left_out: LeftOut, finetuning: Curvature, target: Target) -> Tensor:
     def on(theta: Tensor, embedding: Tensor) -> Tensor:
         return head_objective(finetuning.objective, embedding)(theta)
 
-    heads = minimise_all(head, on, left_out.embeddings, left_out.examples, chunk=CHUNK)
+    heads = minimise_all(head, on, left_out.embeddings, left_out.examples, chunk=_CHUNK)
     return _changes(target, torch.cat([left_out.embeddings, heads], dim=1), start)
 
 
-def proximal(left_out: LeftOut, finetuning: Curvature, target: Target) -> Tensor:
-    """Retrain the whole second stage to its optimum near each embedding; ``finetuning`` is that of a ``Proximal``.
+def proximal(left_out: _LeftOut, finetuning: Curvature[ProximalObjective], target: Losses) -> Tensor:
+    """Retrain the whole second stage to its optimum near each embedding; ``finetuning`` is its curvature.
 
     Raises:
         ValueError: when it is held near another embedding than the one that was retrained, or is damped.
@@ -76,37 +79,37 @@ def proximal(left_out: LeftOut, finetuning: Curvature, target: Target) -> Tensor
     require_optimum(finetuning, 1e-9, "finetuning")
 
     def near(theta: Tensor, center: Tensor) -> Tensor:
-        return Proximal(objective.finetuning, center, objective.alpha)(theta)
+        return ProximalObjective(objective.finetuning, center, objective.alpha)(theta)
 
-    thetas = minimise_all(finetuning, near, left_out.embeddings, left_out.examples, chunk=CHUNK)
+    thetas = minimise_all(finetuning, near, left_out.embeddings, left_out.examples, chunk=_CHUNK)
     return _changes(target, thetas, finetuning.theta)
 
 
-def joint(curvature: Curvature, target: Target, examples: Tensor, *, fraction: float = 1.0) -> Tensor:
-    """Retrain the joint optimum; ``curvature`` is that of a ``Joint``, ``target`` a function of [W; Θ].
+def joint(curvature: Curvature[JointObjective], target: Losses, examples: Tensor, *, fraction: float = 1.0) -> Tensor:
+    """Retrain the joint optimum; ``curvature`` is that of a ``JointObjective``, ``target`` a function of [W; Θ].
 
     Raises:
         ValueError: for an example that is not of pretraining; and what ``retrained_without`` raises.
     """
-    objective: Joint = curvature.objective
+    objective = curvature.objective
     examples = require_examples(examples, curvature, len(objective.pretraining.losses))  # finetuning's come after
-    thetas = retrained_without(curvature, examples, fraction=fraction, chunk=CHUNK)
+    thetas = retrained_without(curvature, examples, fraction=fraction, chunk=_CHUNK)
     return _changes(objective.of_finetuned(target), thetas, curvature.theta)
 
 
-def finetuned_by(left_out: LeftOut, run: ShortRun, head: Tensor, target: Target) -> Tensor:
-    """Finetune each embedding by ``run`` from [W; Θ_0], all on the same batches; ``head`` is Θ_0."""
+def finetuned_by(left_out: _LeftOut, run: Callable[[Tensor], Tensor], head: Tensor, target: Losses) -> Tensor:
+    """Finetune each embedding by ``run``, a ``ShortRun``, from [W; Θ_0], all on the same batches; ``head`` is Θ_0."""
     embeddings = torch.cat([left_out.embedding[None], left_out.embeddings])  # the first is the control
     starts = torch.cat([embeddings, head.expand(len(embeddings), -1)], dim=1)
-    control, *thetas = vmap(run, chunk_size=CHUNK)(starts)
+    control, *thetas = vmap(run, chunk_size=_CHUNK)(starts)
     return _changes(target, torch.stack(thetas), control)
 
 
 @dataclass(frozen=True)
-class Protocol:
+class Protocol(Generic[_State]):
     """How the paper retrains: some steps of Adam for each stage from the trained weights, not to an optimum."""
 
-    rule: Rule
+    rule: Rule[_State]
     steps: tuple[int, int] = (100, 100)  # of the first stage and of the second
     batch: int = 512  # or all examples of the stage, where it has fewer
     matched: bool = True  # whether all retrainings see the same batches
@@ -119,7 +122,7 @@ class Protocol:
 
 
 def by_protocol(
-    protocol: Protocol, pretraining: Curvature, finetuning: Curvature, target: Target, examples: Tensor
+    protocol: Protocol[_State], pretraining: Stage, finetuning: Stage, target: Losses, examples: Tensor
 ) -> Tensor:
     """Retrain both stages for a few steps, the embedding fixed in the second (the paper's appendix B).
 
@@ -145,11 +148,11 @@ def by_protocol(
         head = ShortRun(head_objective(stages[1], embedding), protocol.rule, second)(finetuning.theta[w:])
         return torch.cat([embedding, head])
 
-    control, *thetas = vmap(again, chunk_size=CHUNK)(removed, *batches)
+    control, *thetas = vmap(again, chunk_size=_CHUNK)(removed, *batches)
     return _changes(target, torch.stack(thetas), control)
 
 
-def _batches(protocol: Protocol, steps: int, runs: int, size: int, draw: torch.Generator) -> Tensor:
+def _batches(protocol: Protocol[_State], steps: int, runs: int, size: int, draw: torch.Generator) -> Tensor:
     """Draw the batches of each run, ``(runs, T, B)``; matched ones are the same for all."""
     drawn = [
         torch.stack([torch.randperm(size, generator=draw)[: protocol.batch] for _ in range(steps)])
@@ -158,13 +161,13 @@ def _batches(protocol: Protocol, steps: int, runs: int, size: int, draw: torch.G
     return torch.stack(drawn).expand(runs, -1, -1)
 
 
-def _changes(target: Target, thetas: Tensor, control: Tensor) -> Tensor:
+def _changes(target: Losses, thetas: Tensor, control: Tensor) -> Tensor:
     """Return what each target has become at each of ``thetas (L, P)`` beyond its value at ``control``; ``(K, L)``."""
-    values = vmap(lambda theta: target(theta).reshape(-1), chunk_size=CHUNK)(thetas)
-    return check_finite(values - target(control).reshape(-1), "a change of a target").T
+    values = vmap(target, chunk_size=_CHUNK)(thetas)
+    return check_finite(values - target(control), "a change of a target").mT
 
 
-def _require_embedding(left_out: LeftOut, embedding: Tensor) -> None:
+def _require_embedding(left_out: _LeftOut, embedding: Tensor) -> None:
     """Refuse a second stage that did not start from the first."""
     if not torch.equal(left_out.embedding, embedding):
         raise ValueError(

@@ -6,22 +6,27 @@ Eq. 15 does not describe such a run (notebook 06).  The sensitivity found here g
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 from torch.func import grad, vjp, vmap
 
-from metasp_lite.calculus.losses import check_finite
-from metasp_lite.stages.fixed import Target, target_gradients
+from metasp_lite.calculus.losses import Losses, check_finite
+from metasp_lite.stages.fixed import target_gradients
+
+_State = TypeVar("_State")
 
 
-class Rule(Protocol):
+class Rule(Protocol[_State]):
     """One step of an optimiser: (θ, state, gradient) to (θ', state'); the first state is None."""
 
-    def step(self, theta: Tensor, state: object, gradient: Tensor) -> tuple[Tensor, object]:
+    def step(self, theta: Tensor, state: _State | None, gradient: Tensor, /) -> tuple[Tensor, _State]:
         """Take the step; a function of its arguments that torch can differentiate."""
         ...
+
+
+_Moments = tuple[Tensor, Tensor, Tensor]  # m, v, t
 
 
 @dataclass(frozen=True)
@@ -32,7 +37,7 @@ class Adam:
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
 
-    def step(self, theta: Tensor, state: tuple[Tensor, ...] | None, gradient: Tensor) -> tuple[Tensor, tuple]:
+    def step(self, theta: Tensor, state: _Moments | None, gradient: Tensor) -> tuple[Tensor, _Moments]:
         """(θ, (m, v, t), g) to (θ', (m', v', t')).  An entry whose gradients were all 0 does not move."""
         first, second = self.betas
         m, v, t = state or (torch.zeros_like(theta), torch.zeros_like(theta), theta.new_zeros(()))
@@ -43,16 +48,16 @@ class Adam:
 
 
 @dataclass(frozen=True)
-class ShortRun:
+class ShortRun(Generic[_State]):
     """A run of gradient steps on given batches: what finetuning is in practice, with no optimum at its end."""
 
-    objective: Callable[..., Tensor]  # (θ, index) -> (); an Objective
-    rule: Rule
+    objective: Callable[[Tensor, Tensor], Tensor]  # (θ, index) -> (); an Objective
+    rule: Rule[_State]
     batches: Tensor  # (T, B) int64
 
     def __call__(self, theta: Tensor) -> Tensor:
         """Run from θ ``(P,)`` to θ_T ``(P,)``."""
-        state = None
+        state: _State | None = None
         for index in self.batches:
             theta, state = self.rule.step(theta, state, self._gradient(theta, index))
         return theta
@@ -60,32 +65,32 @@ class ShortRun:
     def _gradient(self, theta: Tensor, index: Tensor) -> Tensor:
         return grad(self.objective)(theta, index)
 
-    def pull_back(self, theta: Tensor, target: Target) -> Tensor:
+    def pull_back(self, theta: Tensor, target: Losses) -> Tensor:
         """dℓ(θ_T)/dθ of each target, ``(K, P)``: backwards through the run, step by step.
 
         Keeps θ and the optimiser's state of all T steps; each step is computed once more on the way back.
         """
-        path: list[tuple[Tensor, object]] = [(theta, None)]
+        path: list[tuple[Tensor, _State | None]] = [(theta, None)]
         for index in self.batches:
             path.append(self.rule.step(*path[-1], self._gradient(path[-1][0], index)))
         back, d_state = target_gradients(target, path.pop()[0]), None
         for index, (theta, state) in zip(self.batches.flip(0), reversed(path), strict=True):
 
-            def moved(theta: Tensor, state: object = None, index: Tensor = index) -> tuple[Tensor, object]:
+            def moved(theta: Tensor, state: _State | None = None, index: Tensor = index) -> tuple[Tensor, _State]:
                 return self.rule.step(theta, state, self._gradient(theta, index))
 
             start = (theta,) if state is None else (theta, state)
             if d_state is None:  # nothing depends on the state after the last step
-                _, pull = vjp(lambda *start: moved(*start)[0], *start)
+                pull = vjp(lambda *start: moved(*start)[0], *start)[1]
                 found = vmap(pull)(back)
             else:
-                _, pull = vjp(moved, *start)
+                pull = vjp(moved, *start)[1]
                 found = vmap(pull)((back, d_state))
             back, d_state = (*found, None)[:2]
         return check_finite(back, "the derivative of a target through the run")
 
 
-def unrolled_sensitivity(run: ShortRun, embedding: Tensor, head: Tensor, target: Target) -> Tensor:
+def unrolled_sensitivity(run: ShortRun[_State], embedding: Tensor, head: Tensor, target: Losses) -> Tensor:
     """t = dℓ(θ_T)/dW of each target, ``(K, w)``, for the finetuning run that starts at [W; Θ_0]; needs no optimum.
 
     ``embedding`` is W ``(w,)``, ``head`` Θ_0 ``(h,)``, which does not depend on W.

@@ -1,34 +1,33 @@
 """Eq. 15 of Multi-Stage Influence Function, for an embedding that finetuning updates, in two readings of ours.
 
-The appendix names its constant α = 0.01 and does not print it.  ``Proximal``: finetuning is held near the pretrained
-embedding by (α/2)‖W − W*‖²; its sensitivity goes into ``stages.pretraining_influence``.  ``Joint``: the finetuned model
-is the optimum of α G + (1−α) F; there is one optimum only, and ``joint_influence`` is its score.  Each predicts the
-training that it describes; what finetuning does in practice is neither (``unrolled``).
+The appendix names its constant α = 0.01 and does not print it.  ``ProximalObjective``: finetuning is held near the
+pretrained embedding by (α/2)‖W − W*‖²; its sensitivity goes into ``stages.pretraining_influence``.  ``JointObjective``:
+the finetuned model is the optimum of α G + (1−α) F; there is one optimum only, and ``joint_influence`` is its score.
+Each predicts the training that it describes; what finetuning does in practice is neither (``unrolled``).
 """
 
-from collections.abc import Sized
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from metasp_lite.calculus.curvature import Curvature
-from metasp_lite.calculus.losses import ExampleLosses, Objective
-from metasp_lite.calculus.solvers import GaussNewton, OuterProduct, Solver, solve_each
+from metasp_lite.calculus.losses import ExampleLosses, Losses, Objective
+from metasp_lite.calculus.solvers import Solver, SolverTraits, solve_each
 from metasp_lite.stages.fixed import (
-    Target,
     directional_derivatives,
     embedding_size,
     in_stage,
+    require_objective,
     target_gradients,
 )
 
 
 @dataclass(frozen=True)
-class Proximal:
+class ProximalObjective:
     """F(W, Θ) + (α/2)‖W − W*‖²: finetuning that is held near the pretrained embedding W* ``(w,)``."""
 
-    finetuning: Objective
+    finetuning: Objective[ExampleLosses]
     center: Tensor
     alpha: float
 
@@ -59,30 +58,29 @@ class Proximal:
         return penalties
 
 
-def proximal_sensitivity(finetuning: Curvature, target: Target, solver: Solver) -> Tensor:
+def proximal_sensitivity(finetuning: Curvature[ProximalObjective], target: Losses, solver: Solver) -> Tensor:
     """t = α [(F'' + α diag(I_W, 0))⁻¹ f']_W of each target, ``(K, w)``: eq. 15 read as proximal finetuning.
 
-    ``finetuning`` is that of a ``Proximal`` at its optimum; its damping δ is added to all parameters.  α → ∞ gives
+    ``finetuning`` is the curvature at the optimum; its damping δ is added to all parameters.  α → ∞ gives
     ``fixed_sensitivity``, α → 0 gives zero.
 
     Raises:
         NegativeCurvatureError: when the matrix is not positive definite.
-        ValueError: for the curvature of anything but a ``Proximal``.
+        ValueError: for the curvature of anything but a ``ProximalObjective``.
     """
+    require_objective(finetuning, ProximalObjective, "a ProximalObjective at its optimum")
     proximal = finetuning.objective
-    if not isinstance(proximal, Proximal):
-        raise ValueError(f"the curvature is of {type(proximal).__name__}: give that of a Proximal at its optimum")
     with in_stage("finetuning"):
         s = solve_each(solver, finetuning, target_gradients(target, finetuning.theta))
     return proximal.alpha * s[:, : len(proximal.center)]
 
 
 @dataclass(frozen=True)
-class Joint:
+class JointObjective:
     """α G(W, U) + (1−α) F(W, Θ) as a function of [W; U; Θ] (eq. 15 read as one optimum)."""
 
-    pretraining: Objective
-    finetuning: Objective
+    pretraining: Objective[ExampleLosses]
+    finetuning: Objective[ExampleLosses]
     alpha: float
 
     def __post_init__(self) -> None:
@@ -94,8 +92,8 @@ class Joint:
     def sizes(self) -> list[int]:
         """Return the numbers of parameters of W, U and Θ."""
         w = embedding_size(self.pretraining.losses.model)
-        models = (self.pretraining.losses.model, self.finetuning.losses.model)
-        return [w, *(sum(parameter.numel() for parameter in model.head.parameters()) for model in models)]
+        heads = [stage.losses.model.get_submodule("head") for stage in (self.pretraining, self.finetuning)]
+        return [w, *(sum(parameter.numel() for parameter in head.parameters()) for head in heads)]
 
     def stages(self, theta: Tensor) -> tuple[Tensor, Tensor]:
         """[W; U; Θ] to [W; U] and [W; Θ]."""
@@ -117,22 +115,20 @@ class Joint:
         )
 
     @property
-    def losses(self) -> "JointLosses":
+    def losses(self) -> "_JointLosses":
         """Return the losses of both stages' examples, pretraining's first, weighted so that their mean is the joint."""
-        return JointLosses(self)
+        return _JointLosses(self)
 
-    def of_finetuned(self, target: Target) -> Target:
-        """Turn a target, a function of [W; Θ], into one of [W; U; Θ]."""
-        if isinstance(target, Sized):
-            return _Finetuned(self, target)
-        return lambda theta: target(self.stages(theta)[1])
+    def of_finetuned(self, target: Losses) -> Losses:
+        """Turn losses as a function of [W; Θ] into losses as one of [W; U; Θ]."""
+        return _Finetuned(self, target)
 
 
 @dataclass(frozen=True)
-class JointLosses:
+class _JointLosses:
     """The losses of the m pretraining and the n finetuning examples, α(m+n)/m g and (1−α)(m+n)/n f; ``(m+n,)``."""
 
-    joint: Joint
+    joint: JointObjective
 
     def __len__(self) -> int:
         """Return m + n."""
@@ -152,8 +148,8 @@ class JointLosses:
 
 @dataclass(frozen=True)
 class _Finetuned:
-    joint: Joint
-    losses: ExampleLosses
+    joint: JointObjective
+    losses: Losses
 
     def __len__(self) -> int:
         return len(self.losses)
@@ -162,17 +158,20 @@ class _Finetuned:
         return self.losses(self.joint.stages(theta)[1], index)
 
 
-def joint_influence(curvature: Curvature, target: Target, solver: Solver, *, batch: int = 1000) -> Tensor:
+def joint_influence(
+    curvature: Curvature[JointObjective], target: Losses, solver: Solver, *, batch: int = 1000
+) -> Tensor:
     """I(z) = −α f'ᵀ H⁻¹ g'(z) of each pretraining example on each target; ``(K, m)``: eq. 15 read as one optimum.
 
-    ``curvature`` is that of a ``Joint`` at its optimum [W; U; Θ], ``target`` a function of [W; Θ].
+    ``curvature`` is that of a ``JointObjective`` at its optimum [W; U; Θ], ``target`` a function of [W; Θ].
 
     Raises:
         NegativeCurvatureError: when H with its damping is not positive definite.
-        ValueError: for ``OuterProduct`` and ``GaussNewton``, whose matrices are made from the examples of one stage.
+        ValueError: for a solver that needs a plain mean (``OuterProduct``, ``GaussNewton``): the two stages weigh their
+            examples differently.
     """
     joint = curvature.objective
-    if isinstance(solver, OuterProduct | GaussNewton):
+    if isinstance(solver, SolverTraits) and solver.needs_plain_mean:
         raise ValueError(f"{type(solver).__name__} knows the examples of one stage only; take another solver")
     with in_stage("joint"):
         solution = solve_each(solver, curvature, target_gradients(joint.of_finetuned(target), curvature.theta))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from metasp_lite.calculus.curvature import Curvature, NegativeCurvatureError
-from metasp_lite.calculus.losses import Objective
+from metasp_lite.calculus.losses import Objective, SingleLoss
 from metasp_lite.calculus.optimum import adam, lbfgs, minimise
 from metasp_lite.calculus.solvers import ConjugateGradient, Exact, GaussNewton, Identity
 from metasp_lite.course.two_stages import PAPER_DAMPING, PAPER_PROTOCOL, SETUPS, Setup, TwoStages
@@ -23,7 +23,7 @@ from metasp_lite.stages.fixed import (
     target_gradients,
 )
 from metasp_lite.stages.unrolled import Adam, unrolled_sensitivity
-from metasp_lite.stages.updated import Joint, Proximal, joint_influence, proximal_sensitivity
+from metasp_lite.stages.updated import JointObjective, ProximalObjective, joint_influence, proximal_sensitivity
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,8 @@ def _scoring_cost(problem: TwoStages, pretrained: Curvature, finetuned: Curvatur
 
     Each the lowest of ``rounds``, which take turns.
     """
-    solver, target, theta = ConjugateGradient(5000, tolerance=1e-6), Objective(problem.test), pretrained.theta
+    solver, theta = ConjugateGradient(5000, tolerance=1e-6), pretrained.theta
+    target = SingleLoss(Objective(problem.test))
     solves, scoring = [], []
     for _ in range(rounds):
         began = time.process_time()
@@ -209,11 +210,11 @@ def updated(
     real = retraining.finetuned_by(without, run, problem.head_start, test)
 
     def held(alpha: float) -> Curvature:
-        proximal = Proximal(problem.finetuning, pretrained.theta[:w], alpha)
+        proximal = ProximalObjective(problem.finetuning, pretrained.theta[:w], alpha)
         return Curvature(proximal, minimise(proximal, fixed.theta, tolerance=1e-9))
 
     near = held(alpha)
-    joint = Joint(problem.pretraining, problem.finetuning, alpha)
+    joint = JointObjective(problem.pretraining, problem.finetuning, alpha)
     both = torch.cat([pretrained.theta, fixed.theta[w:]])
     at_joint = Curvature(joint, minimise(joint, both, tolerance=1e-9, adam_steps=200))
     sensitivities = {

@@ -19,9 +19,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
 from metasp_lite import networks
-from metasp_lite.calculus.losses import cross_entropy
+from metasp_lite.calculus.losses import Examples, cross_entropy
 from metasp_lite.influence.by_autograd import influences_by_autograd
-from metasp_lite.influence.metasp import Examples, metasp_step, paper
+from metasp_lite.influence.metasp import metasp_step, paper
 from metasp_lite.memory import peak_mib
 from metasp_lite.studies.process import in_fresh_process, return_freed_memory
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from helpers.analytic import randn, squared_error
 from metasp_lite.calculus.curvature import Curvature
-from metasp_lite.calculus.losses import ExampleLosses, Objective
+from metasp_lite.calculus.losses import ExampleLosses, Objective, SingleLoss
 from metasp_lite.calculus.optimum import minimise
 
 M, N, K = 60, 40, 5  # pretraining, finetuning and test examples
@@ -104,7 +104,7 @@ def finetuned() -> Tensor:
     """[W*; Θ*], the head at its minimum for the fixed embedding."""
     w = pretrained()[:W]
     start = 0.5 * randn(THETA, seed=131)
-    head = minimise(lambda head: f_mean(torch.cat([w, head])), start)
+    head = minimise(Objective(SingleLoss(lambda head: f_mean(torch.cat([w, head])))), start)
     return torch.cat([w, settled(lambda head: f_mean(torch.cat([w, head])), head)])
 
 

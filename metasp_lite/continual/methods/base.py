@@ -5,14 +5,12 @@ from dataclasses import dataclass
 from typing import ClassVar, Generic, TypeVar
 
 import torch
-from torch import Tensor, nn
-from torch.func import functional_call
+from torch import Tensor
 
-from metasp_lite.calculus.losses import cross_entropy
+from metasp_lite.calculus.losses import Examples, losses_at
 from metasp_lite.continual.buffer import Buffer
 from metasp_lite.continual.learner import Batch, Learner, evaluating
-from metasp_lite.influence.metasp import Examples
-from metasp_lite.influence.pseudo_update import SGDRule
+from metasp_lite.influence.pseudo_update import SGDRule, momentum_of
 
 
 @dataclass(frozen=True)
@@ -127,17 +125,12 @@ def virtual_step(learner: Learner, examples: Examples) -> dict[str, Tensor]:
     With momentum or weight decay it is the optimiser's own step, as it would be taken from where it stands now.
     """
     parameters: dict[str, Tensor] = dict(learner.model.named_parameters())
-    gradients = torch.autograd.grad(losses_at(learner.model, parameters, examples).mean(), list(parameters.values()))
+    losses, _ = losses_at(learner.model, parameters, examples)
+    gradients = torch.autograd.grad(losses.mean(), list(parameters.values()))
     rule = SGDRule.of(learner.optimizer.param_groups[0])
     moved = {}
     for (name, parameter), gradient in zip(parameters.items(), gradients, strict=True):
-        momentum = learner.optimizer.state.get(parameter, {}).get("momentum_buffer")
+        momentum = momentum_of(learner.optimizer, parameter)
         momentum = torch.zeros_like(gradient) if momentum is None else momentum
         moved[name], _ = rule.step(parameter.detach(), momentum, gradient)
     return moved
-
-
-def losses_at(model: nn.Module, parameters: dict[str, Tensor], examples: Examples) -> Tensor:
-    """Losses ``(n,)`` of ``examples`` with ``parameters`` in place of the model's; its buffers do not move."""
-    scratch = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    return cross_entropy(functional_call(model, parameters | scratch, (examples[0],)), examples[1])

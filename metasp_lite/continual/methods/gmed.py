@@ -8,9 +8,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from metasp_lite.calculus.losses import losses_at
 from metasp_lite.continual.buffer import Memories
 from metasp_lite.continual.learner import Batch, Learner, rehearse
-from metasp_lite.continual.methods.base import MemorySettings, Rehearsal, losses_at, plain_step, virtual_step
+from metasp_lite.continual.methods.base import MemorySettings, Rehearsal, plain_step, virtual_step
 
 
 @dataclass(frozen=True)
@@ -61,8 +62,8 @@ class GMED(Rehearsal[GMEDSettings]):
             inputs = learner.stream.augmentation.normalise(self.pixels(learner, kept))
             edited = edit(
                 inputs,
-                lambda x: losses_at(model, now, (x, kept.labels)),
-                lambda x: losses_at(model, moved, (x, kept.labels)),
+                lambda x: losses_at(model, now, (x, kept.labels))[0],
+                lambda x: losses_at(model, moved, (x, kept.labels))[0],
                 s.stride * s.decay ** self.buffer.columns["edits"][kept.slots],
                 s.regularisation,
             )

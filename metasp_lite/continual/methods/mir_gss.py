@@ -12,10 +12,11 @@ from metasp_lite.calculus.losses import (
     ExampleLosses,
     check_finite,
     flatten_parameters,
+    losses_at,
     per_example_gradients,
 )
 from metasp_lite.continual.learner import Batch, Learner, evaluating, rehearse
-from metasp_lite.continual.methods.base import MemorySettings, Rehearsal, losses_at, plain_step, virtual_step
+from metasp_lite.continual.methods.base import MemorySettings, Rehearsal, plain_step, virtual_step
 from metasp_lite.continual.methods.replay import ER
 
 
@@ -52,8 +53,8 @@ class MIR(Rehearsal[MIRSettings]):
             examples = learner.stream.augmentation.normalise(candidates.images), candidates.labels
             moved = virtual_step(learner, (batch.inputs, batch.labels))
             with torch.no_grad():
-                before = losses_at(learner.model, dict(learner.model.named_parameters()), examples)
-                after = losses_at(learner.model, moved, examples)
+                before, _ = losses_at(learner.model, dict(learner.model.named_parameters()), examples)
+                after, _ = losses_at(learner.model, moved, examples)
             harmed = most_interfered(before, after, self.settings.memory_batch)
             kept = self.buffer.read(candidates.slots[harmed])
             loss = learner.descend(learner.loss(*rehearse(learner, batch, kept.images, kept.labels)))

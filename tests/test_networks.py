@@ -334,7 +334,7 @@ def assert_close(actual, expected):
 
 @pytest.mark.parametrize("size", [1, 3, 5])
 @pytest.mark.parametrize(("height", "width"), [(6, 6), (4, 7), (1, 5), (2, 3)])
-def test_a_small_convolution_is_torchs_by_a_matrix(torchs_own, size, height, width):
+def test_small_convolution_equals_torchs(torchs_own, size, height, width):
     layer, images = small_convolution(size=size), randn(9, 2, height, width, seed=5)
     answer = layer(images)
     assert torchs_own == []

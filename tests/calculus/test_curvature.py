@@ -1,171 +1,25 @@
-"""The model as a function of θ: derivatives against other routes to them, and numbers that are not finite refused.
-
-Rounding: the functions here are sums of at most a few hundred float64 terms around 1, so that two routes to the same
-derivative differ by some 1e-15; 1e-12 is far above that and far below any wrong term.
-"""
+"""The Hessian as an operator and as a matrix, against other routes to it, and numbers that are not finite refused."""
 
 import math
 import re
 
-import numpy as np
 import pytest
 import torch
 from helpers.analytic import Quadratic, Sine, logistic, logistic_data, mlp, randn, ridge, with_spectrum
+from helpers.small_models import EVERY_MODEL, ROUNDING, assert_equal_up_to_rounding, convolution, seeded, somewhere
 from torch import nn
-from torch.nn import functional as F
 
-from metasp_lite.calculus import curvature, first_layer
+from metasp_lite.calculus import curvature
 from metasp_lite.calculus.curvature import Curvature, NegativeCurvatureError
 from metasp_lite.calculus.losses import (
     ExampleLosses,
     Objective,
+    SingleLoss,
     binary_cross_entropy,
-    check_finite,
-    cross_entropy,
-    flatten_parameters,
     gradient,
     loss_directional_derivatives,
     per_example_gradients,
 )
-
-ROUNDING = 1e-12
-
-
-def assert_equal_up_to_rounding(actual, expected):
-    actual, expected = actual.detach(), expected.detach()
-    torch.testing.assert_close(actual, expected, rtol=0, atol=ROUNDING * float(expected.abs().max()))
-
-
-def seeded(*layers):
-    """Layers with parameters that no other test has a hand in."""
-    model = nn.Sequential(*layers).double()
-    with torch.no_grad():
-        for seed, parameter in enumerate(model.parameters()):
-            parameter.copy_(0.5 * randn(*parameter.shape, seed=seed + 100))
-    return model
-
-
-def objective_of(model, *shape, classes=3, n=12):
-    labels = torch.arange(n) % classes
-    return Objective(ExampleLosses(model, randn(n, *shape, seed=50), labels), l2=0.05)
-
-
-def two_hidden_layers():
-    return objective_of(seeded(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 3), nn.Tanh(), nn.Linear(3, 2)), 4, classes=2)
-
-
-def linear_alone():
-    return objective_of(seeded(nn.Linear(4, 3)), 4)
-
-
-def frozen_batch_norm():
-    model = seeded(nn.Linear(4, 3), nn.BatchNorm1d(3), nn.Tanh(), nn.Linear(3, 3)).eval()
-    model[1].running_mean.copy_(randn(3, seed=60))
-    model[1].running_var.copy_(randn(3, seed=61).exp())
-    return objective_of(model, 4)
-
-
-def convolution():
-    return objective_of(seeded(nn.Conv2d(1, 2, 2), nn.Tanh(), nn.Flatten(), nn.Linear(8, 3)), 1, 3, 3)
-
-
-def sequence():
-    """A linear layer that acts on each of four vectors of an example."""
-    return objective_of(seeded(nn.Linear(4, 4, bias=False), nn.Tanh(), nn.Flatten(), nn.Linear(16, 3)), 4, 4)
-
-
-def not_sequential():
-    class Doubled(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.inner = seeded(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 3))
-
-        def forward(self, x):
-            return 2 * self.inner(x)
-
-    return objective_of(Doubled(), 4)
-
-
-MODELS = {
-    "toy-mlp": lambda: mlp(n=12)[1],
-    "logistic-regression": lambda: logistic(n=12),
-    "two-hidden-layers": two_hidden_layers,
-    "linear-alone": linear_alone,
-    "frozen-batch-norm": frozen_batch_norm,
-    "convolution": convolution,
-    "sequence": sequence,
-    "not-sequential": not_sequential,
-}
-FIRST_LINEAR = {
-    "toy-mlp": 1,
-    "logistic-regression": 0,
-    "two-hidden-layers": 0,
-    "linear-alone": 0,
-    "frozen-batch-norm": 0,
-}
-EVERY_MODEL = pytest.mark.parametrize("build", MODELS.values(), ids=MODELS)
-
-
-def somewhere(objective):
-    """A θ that is neither the model's own nor stationary."""
-    theta = flatten_parameters(objective.losses.model)
-    return theta + 0.3 * randn(len(theta), seed=70)
-
-
-# -------------------------------------------------------------------------------------------- losses and gradients
-
-
-@EVERY_MODEL
-def test_losses_are_those_of_the_modules_own_forward(build):
-    losses = build().losses
-    theta = flatten_parameters(losses.model)
-    outputs = losses.model(losses.inputs)
-    if outputs.dim() == 1:
-        expected = F.binary_cross_entropy_with_logits(outputs, losses.labels.double(), reduction="none")
-    else:
-        expected = F.cross_entropy(outputs, losses.labels, reduction="none")
-    assert_equal_up_to_rounding(losses(theta), expected)
-    assert len(losses) == 12 == len(losses(theta))
-
-
-def test_index_picks_examples_in_its_order_with_repetitions():
-    losses, theta = mlp(n=12)[1].losses, somewhere(mlp(n=12)[1])
-    index = torch.tensor([5, 0, 5])
-    assert_equal_up_to_rounding(losses(theta, index), losses(theta)[index])
-
-
-def test_losses_depend_on_theta_and_not_on_the_models_own_parameters():
-    model, objective = mlp(n=12)
-    theta = somewhere(objective)
-    before = objective.losses(theta)
-    nn.utils.vector_to_parameters(theta.clone(), model.parameters())
-    assert_equal_up_to_rounding(
-        before, F.cross_entropy(model(objective.losses.inputs), objective.losses.labels, reduction="none")
-    )
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.fill_(9.0)
-    assert torch.equal(objective.losses(theta), before)
-
-
-def test_unflatten_follows_the_order_of_the_models_parameters():
-    model, objective = mlp()
-    theta = torch.arange(33, dtype=torch.float64)
-    named = objective.losses.unflatten(theta)
-    nn.utils.vector_to_parameters(theta.clone(), model.parameters())
-    assert list(named) == [name for name, _ in model.named_parameters()]
-    for name, parameter in model.named_parameters():
-        assert torch.equal(named[name], parameter)
-
-
-def test_flatten_parameters_gives_a_copy():
-    model, _ = mlp()
-    before = [parameter.detach().clone() for parameter in model.parameters()]
-    theta = flatten_parameters(model)
-    assert torch.equal(theta, torch.cat([parameter.flatten() for parameter in before]))
-    assert not theta.requires_grad
-    theta.zero_()
-    assert all(torch.equal(*pair) for pair in zip(model.parameters(), before, strict=True))
 
 
 @EVERY_MODEL
@@ -179,103 +33,6 @@ def test_no_derivative_touches_the_models_parameters_or_leaves_gradients_there(b
     loss_directional_derivatives(objective.losses, theta, theta)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert all(parameter.grad is None for parameter in model.parameters())
-
-
-@pytest.mark.parametrize(("inputs", "labels"), [(3, 4), (4, 3), (0, 0)])
-def test_inputs_and_labels_that_differ_in_number_or_are_none_are_refused(inputs, labels):
-    with pytest.raises(ValueError, match=f"{inputs} inputs and {labels} labels"):
-        ExampleLosses(nn.Linear(2, 2), torch.zeros(inputs, 2), torch.zeros(labels, dtype=torch.long))
-
-
-def test_batch_normalisation_that_mixes_examples_is_refused():
-    model = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3), nn.Linear(3, 3))
-    data = randn(6, 4, seed=0).float(), torch.zeros(6, dtype=torch.long)
-    with pytest.raises(ValueError, match=r"layer '1' mixes the examples of a batch; call model\.eval\(\) first"):
-        ExampleLosses(model, *data)
-    ExampleLosses(model.eval(), *data)
-    model.train()
-    model[1].eval()  # the usual way to freeze the averages and train the rest
-    ExampleLosses(model, *data)
-
-
-def test_batch_normalisation_without_running_averages_mixes_examples_even_in_evaluation():
-    model = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3, track_running_stats=False)).eval()
-    with pytest.raises(ValueError, match="mixes the examples"):
-        ExampleLosses(model, torch.zeros(6, 4), torch.zeros(6, dtype=torch.long))
-
-
-def test_a_layer_under_two_names_is_refused_and_keeps_its_parameters():
-    layer = nn.Linear(3, 3)
-    model = nn.Sequential(layer, nn.Tanh(), layer)
-    own = layer.weight
-    with pytest.raises(ValueError, match="layers '0' and '2' are one"):
-        ExampleLosses(model, torch.zeros(2, 3), torch.tensor([0, 1]))
-    assert layer.weight is own
-
-
-def test_dropout_is_refused_in_training_and_accepted_in_evaluation():
-    model = nn.Sequential(nn.Linear(4, 3), nn.Dropout(0.5))
-    inputs, labels = torch.zeros(2, 4), torch.tensor([0, 1])
-    with pytest.raises(ValueError, match=r"layer '1' draws anew at every call; set its p to 0"):
-        ExampleLosses(model, inputs, labels)
-    ExampleLosses(model.eval(), inputs, labels)
-
-
-def test_cross_entropies_are_minus_the_log_of_the_probability_of_the_label():
-    logits = 3 * randn(5, 3, seed=0)
-    labels = torch.tensor([0, 2, 1, 1, 0])
-    shares = np.exp(logits.numpy())
-    expected = -np.log(shares[np.arange(5), labels.numpy()] / shares.sum(axis=1))
-    assert_equal_up_to_rounding(cross_entropy(logits, labels), torch.as_tensor(expected))
-    one = np.exp(logits[:, 0].numpy())
-    binary = torch.tensor([1, 0, 1, 0, 0])
-    expected = np.where(binary.numpy() == 1, -np.log(one / (1 + one)), -np.log(1 / (1 + one)))
-    assert_equal_up_to_rounding(binary_cross_entropy(logits[:, 0], binary), torch.as_tensor(expected))
-
-
-def test_objective_is_the_mean_loss_and_half_lambda_theta_squared():
-    data = ridge()
-    theta = randn(8, seed=6)
-    residuals = (data.x @ theta - data.y).numpy()
-    penalty = 0.05 * float(np.sum(theta.numpy() ** 2))
-    assert float(data.objective(theta)) == pytest.approx(np.mean(residuals**2) / 2 + penalty, rel=ROUNDING)
-    batch = float(data.objective(theta, torch.tensor([3, 9])))  # the penalty is not shared out over a batch
-    assert batch == pytest.approx(np.mean(residuals[[3, 9]] ** 2) / 2 + penalty, rel=ROUNDING)
-    assert_equal_up_to_rounding(
-        gradient(data.objective, theta), data.x.T @ (data.x @ theta - data.y) / 70 + 0.1 * theta
-    )
-
-
-@pytest.mark.parametrize("l2", [-0.1, math.nan, math.inf])
-def test_a_regularisation_that_is_negative_or_not_finite_is_refused(l2):
-    with pytest.raises(ValueError, match=f"l2={l2} must be a finite number of at least 0"):
-        Objective(Sine(3), l2)
-
-
-@EVERY_MODEL
-def test_per_example_gradients_equal_a_loop_of_autograd(build):
-    losses = build().losses
-    theta = somewhere(build())
-    leaf = theta.clone().requires_grad_()
-    expected = torch.stack([torch.autograd.grad(losses(leaf)[i], leaf)[0] for i in range(len(losses))])
-    assert_equal_up_to_rounding(per_example_gradients(losses, theta), expected)
-
-
-def test_per_example_gradients_of_ridge_are_residual_times_input():
-    data, theta = ridge(), randn(8, seed=6)
-    assert_equal_up_to_rounding(per_example_gradients(data.objective.losses, theta), data.problem(theta).gradients)
-
-
-@EVERY_MODEL
-def test_directional_derivatives_equal_gradients_times_direction_and_a_central_difference(build):
-    losses = build().losses
-    theta = somewhere(build())
-    direction = randn(len(theta), seed=71)
-    derivative = loss_directional_derivatives(losses, theta, direction)
-    assert_equal_up_to_rounding(derivative, per_example_gradients(losses, theta) @ direction)
-    h = 1e-5  # h² times a third derivative of about 100, and 1e-16/h of rounding: both near 1e-8 or below
-    difference = (losses(theta + h * direction) - losses(theta - h * direction)) / (2 * h)
-    torch.testing.assert_close(derivative, difference, rtol=0, atol=1e-7)
 
 
 # ------------------------------------------------------------------------------------------------------- curvature
@@ -311,28 +68,14 @@ def test_dense_equals_products_and_torchs_own_hessian(build, damping):
     )
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_dense_takes_the_first_layers_route_exactly_where_there_is_one(name, monkeypatch):
-    objective = MODELS[name]()
-    taken = []
-    for route in ("hessian_by_first_layer", "_hessian_by_products"):
-        original = getattr(curvature, route)
-        monkeypatch.setattr(
-            curvature, route, lambda *args, route=route, original=original: taken.append(route) or original(*args)
-        )
-    Curvature(objective, somewhere(objective)).dense()
-    assert first_layer.first_linear(objective.losses) == FIRST_LINEAR.get(name)
-    assert taken == ["hessian_by_first_layer" if name in FIRST_LINEAR else "_hessian_by_products"]
-
-
 def test_dense_of_losses_without_a_model_is_their_hessian():
     theta = torch.tensor([3.5, 4.0, 5.0], dtype=torch.float64)
     assert_equal_up_to_rounding(Curvature(Objective(Sine(3)), theta).dense(), torch.diag(-torch.sin(theta)))
 
 
-def test_dense_takes_losses_that_are_a_plain_function():
+def test_dense_takes_a_scalar_function_as_a_single_loss():
     theta = torch.tensor([3.5, 4.0, 5.0], dtype=torch.float64)
-    objective = Objective(lambda theta, index=None: 3 * torch.sin(theta))
+    objective = Objective(SingleLoss(lambda theta: torch.sin(theta).sum()))
     assert_equal_up_to_rounding(Curvature(objective, theta).dense(), torch.diag(-torch.sin(theta)))
 
 
@@ -418,14 +161,6 @@ class Powers:
     def __call__(self, theta, index=None):
         losses = theta.pow(self.power)
         return losses if index is None else losses[index]
-
-
-def test_check_finite_names_what_and_the_first_place():
-    good = randn(3, seed=0)
-    assert check_finite(good, "a thing") is good
-    bad = torch.tensor([[1.0, 2.0], [math.inf, math.nan]])
-    with pytest.raises(FloatingPointError, match=r"a thing is inf at position 2; check .* lower the step size"):
-        check_finite(bad, "a thing")
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
@@ -514,38 +249,6 @@ def test_negative_curvature_says_where_it_was_met():
     assert "the Hessian is not positive definite in the second stage; train to a minimum" in str(there)
     assert "raise the damping by more than 0.25" in str(there)
     assert (there.curvature, there.damping) == (plain.curvature, plain.damping) == (-0.25, 0.125)
-
-
-class AddsItsInput(nn.Sequential):
-    """Not its layers one after the other."""
-
-    def forward(self, x):
-        return x[:, :3] + super().forward(x)
-
-
-def with_a_hook(model):
-    model[0].register_forward_hook(lambda _, __, output: output.sin())
-    return model
-
-
-def with_tied_layers(model):
-    model[2].weight = model[0].weight
-    return model
-
-
-@pytest.mark.parametrize(
-    "model",
-    [
-        AddsItsInput(*seeded(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 3))),
-        with_a_hook(seeded(nn.Linear(3, 3), nn.Tanh(), nn.Linear(3, 3))),
-        with_tied_layers(seeded(nn.Linear(3, 3), nn.Tanh(), nn.Linear(3, 3))),
-    ],
-    ids=["subclass", "hook", "tied"],
-)
-def test_dense_takes_no_short_cut_where_a_sequence_is_more_than_its_layers(model):
-    objective = objective_of(model, next(model.parameters()).shape[1])
-    theta = somewhere(objective)
-    assert_equal_up_to_rounding(Curvature(objective, theta).dense(), torch.func.hessian(objective)(theta))
 
 
 @pytest.mark.parametrize("seed", range(20))

@@ -32,14 +32,14 @@ from torch import nn
 from torch.nn import functional as F
 
 from metasp_lite.calculus.curvature import Curvature, NegativeCurvatureError
-from metasp_lite.calculus.losses import ExampleLosses, Objective
+from metasp_lite.calculus.losses import ExampleLosses, Objective, SingleLoss
 from metasp_lite.calculus.optimum import minimise
 from metasp_lite.calculus.solvers import Exact
 from metasp_lite.influence.pseudo_update import SGDRule
 from metasp_lite.stages import retraining
 from metasp_lite.stages.fixed import fixed_embedding, pretraining_influence
 from metasp_lite.stages.unrolled import Adam, ShortRun, unrolled_sensitivity
-from metasp_lite.stages.updated import Joint, Proximal, joint_influence, proximal_sensitivity
+from metasp_lite.stages.updated import JointObjective, ProximalObjective, joint_influence, proximal_sensitivity
 
 CHOSEN = torch.tensor([3, 0, 50, 11, 3, 7, 8, 9, 30, 12, 20])  # not in order, one twice, more than one chunk of 8
 
@@ -105,7 +105,7 @@ def test_fixed_is_training_both_stages_on_the_other_examples_from_another_start(
     def finetuning(head):
         return by_hand.f_mean(torch.cat([w, head]))
 
-    head = minimise(finetuning, finetuned()[W:] + 0.2 * randn(THETA, seed=171))
+    head = minimise(Objective(SingleLoss(finetuning)), finetuned()[W:] + 0.2 * randn(THETA, seed=171))
     expected = by_hand.targets(torch.cat([w, head])) - by_hand.targets(finetuned())
     answer = fixed(*curvatures(), TARGET, torch.tensor([example]))
     assert_close(answer[:, 0], expected)
@@ -116,13 +116,13 @@ def test_fixed_is_training_both_stages_on_the_other_examples_from_another_start(
 
 @cache
 def proximal_problem(alpha=2.0):
-    proximal = Proximal(by_hand.F, pretrained()[:W], alpha)
+    proximal = ProximalObjective(by_hand.F, pretrained()[:W], alpha)
     return Curvature(proximal, minimise(proximal, finetuned(), tolerance=1e-12))
 
 
 @cache
 def joint_problem(alpha=0.3):
-    joint = Joint(by_hand.G, by_hand.F, alpha)
+    joint = JointObjective(by_hand.G, by_hand.F, alpha)
     start = torch.cat([pretrained(), finetuned()[W:]]) + 0.3 * randn(W + U + THETA, seed=171)
     return Curvature(joint, minimise(joint, start, tolerance=1e-12))
 
@@ -228,7 +228,7 @@ def test_the_less_is_left_out_the_closer_is_minus_the_score_over_m(name):
 @EVERY_READING
 def test_the_readings_take_a_scalar_target_and_refuse_one_that_is_not_finite(name):
     truth = READINGS[name][0]
-    assert_close(truth(Objective(TARGET)), truth(TARGET).mean(dim=0, keepdim=True), 1e-10)
+    assert_close(truth(SingleLoss(Objective(TARGET))), truth(TARGET).mean(dim=0, keepdim=True), 1e-10)
     x, y = (part.clone() for part in TEST)
     x[1, 1] = math.nan
     with pytest.raises(FloatingPointError, match="a change of a target is nan"):
@@ -241,7 +241,7 @@ def test_the_joint_optimum_without_an_example_is_that_of_the_objective_on_the_ot
     reduced = Objective(ExampleLosses(FIRST, x[kept], y[kept]), by_hand.L2_G * M / (M - 1))
     # α(M−1)/M of the mean over the others: the same ratio to (1−α) F, up to a factor of the whole, by another α.
     first = 0.3 * (M - 1) / M
-    other = Joint(reduced, by_hand.F, first / (first + 0.7))
+    other = JointObjective(reduced, by_hand.F, first / (first + 0.7))
     there = joint_problem().theta
     theta = minimise(other, there + 0.05 * randn(len(there), seed=172))
     expected = by_hand.targets(other.stages(theta)[1]) - by_hand.targets(other.stages(there)[1])
@@ -403,7 +403,7 @@ def test_stages_with_different_embeddings_are_refused():
         fixed(curvatures()[0], second, TARGET, CHOSEN)
     with pytest.raises(ValueError, match="the embedding of the finetuned network is not the pretrained one"):
         retraining.by_protocol(retraining.Protocol(Adam()), curvatures()[0], second, TARGET, CHOSEN)
-    near = Curvature(Proximal(by_hand.F, other[:W], 0.5), proximal_problem().theta)
+    near = Curvature(ProximalObjective(by_hand.F, other[:W], 0.5), proximal_problem().theta)
     with pytest.raises(ValueError, match="the second stage does not have the embedding of the first"):
         proximal(curvatures()[0], near, TARGET, CHOSEN)
 

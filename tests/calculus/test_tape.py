@@ -180,7 +180,7 @@ def by_double_backward(function, parameters, direction):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_derivative_equals_double_backward(name):
+def test_tape_equals_double_backward(name):
     function, parameters, direction = problem(name)
     tape, _ = recorded(function, parameters)
     expected = by_double_backward(function, parameters, direction)

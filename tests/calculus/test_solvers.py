@@ -25,6 +25,7 @@ from metasp_lite.calculus.solvers import (
     Neumann,
     OuterProduct,
     Solver,
+    SolverTraits,
     solve_each,
 )
 
@@ -473,6 +474,35 @@ def test_solve_each_gives_row_by_row_what_the_solver_gives_alone(solver, count):
     for row, vector in zip(answer, vectors, strict=True):
         alone = solver(Curvature(problem.objective, problem.theta, 0.4), vector)
         assert (row - alone).norm() <= ROUNDING * alone.norm()
+
+
+def plain(curvature, vector):
+    """A solver that says nothing of itself."""
+    assert vector.dim() == 1
+    return Exact()(curvature, vector)
+
+
+class OnColumns(SolverTraits):
+    """A solver from elsewhere that takes all right-hand sides in one call."""
+
+    takes_columns = True
+
+    def __init__(self):
+        self.calls = 0
+
+    def __call__(self, curvature, vector):
+        self.calls += 1
+        return Exact()(curvature, vector)
+
+
+def test_solve_each_takes_solvers_from_elsewhere_one_by_one_unless_they_say_that_they_take_columns():
+    problem, vectors, together = PROBLEMS["ridge"], randn(3, 8, seed=8), OnColumns()
+    curvature = Curvature(problem.objective, problem.theta)
+    expected = solve_each(Exact(), curvature, vectors)
+    for solver in (plain, together):
+        answer = solve_each(solver, curvature, vectors)
+        assert (answer - expected).norm() <= ROUNDING * expected.norm()
+    assert together.calls == 1
 
 
 def test_solve_each_factors_once(monkeypatch):

@@ -1,43 +1,21 @@
-"""Influence against closed forms, retraining (here and by scikit-learn) and differentiation of the update itself."""
+"""Leave-one-out against closed forms and scikit-learn, and as what influence predicts; what retraining refuses."""
 
 import math
 
 import numpy as np
 import pytest
 import torch
-from helpers.analytic import Quadratic, Sine, logistic, logistic_data, mlp_with_validation, randn, ridge, with_spectrum
+from helpers.analytic import Quadratic, Sine, logistic, logistic_data, randn, with_spectrum
+from helpers.influence_truths import closed_form_leave_one_out, nan_validation
 from sklearn.linear_model import LogisticRegression
 
 from metasp_lite.calculus.curvature import Curvature, NegativeCurvatureError
-from metasp_lite.calculus.losses import ExampleLosses, Objective, binary_cross_entropy, gradient
+from metasp_lite.calculus.losses import ExampleLosses, Objective, SingleLoss, binary_cross_entropy, gradient
 from metasp_lite.calculus.optimum import minimise
-from metasp_lite.calculus.solvers import ConjugateGradient, Exact, Identity, Neumann
+from metasp_lite.calculus.solvers import Exact
 from metasp_lite.influence.hessian import influence
 from metasp_lite.influence.leaving_out import leave_one_out, minimise_all, retrained_without
-from metasp_lite.influence.pseudo_update import pseudo_update_influence
 from metasp_lite.networks import logistic_regression
-
-# Sums of at most a hundred float64 terms and one solve with a condition number near 10: differences near 1e-14.
-ROUNDING = 1e-12
-
-
-def assert_close(actual, expected, share=ROUNDING):
-    assert actual.shape == expected.shape
-    assert (actual - expected).norm() <= share * expected.norm()
-
-
-@pytest.fixture(scope="module")
-def fitted_ridge():
-    data = ridge()
-    return data, Curvature(data.objective, data.optimum())
-
-
-@pytest.fixture(scope="module")
-def trained():
-    """A network at a minimum: training objective, validation loss, θ̂ and its curvature."""
-    training, validation, start = mlp_with_validation()
-    theta = minimise(training, start, tolerance=1e-13)
-    return training, validation, theta, Curvature(training, theta)
 
 
 @pytest.fixture(scope="module")
@@ -47,74 +25,6 @@ def fitted_logistic():
     validation = Objective(ExampleLosses(logistic_regression(4), x, y, binary_cross_entropy))
     theta = minimise(objective, torch.zeros(4, dtype=torch.float64), tolerance=1e-12)
     return objective, validation, Curvature(objective, theta)
-
-
-def closed_form(data, x, y):
-    """−∇ℓ_iᵀ H⁻¹ ∇ℓ(V) of ridge regression at its optimum."""
-    theta = data.optimum()
-    solution = torch.linalg.solve(data.hessian(), data.validation_gradient(theta))
-    return -(x @ theta - y) * (x @ solution)
-
-
-def closed_form_leave_one_out(data, examples, fraction):
-    before = data.validation_loss(data.optimum())
-    after = [data.validation_loss(data.optimum(int(example), fraction)) for example in examples]
-    return torch.tensor(after, dtype=torch.float64) - before
-
-
-# ------------------------------------------------------------------------------------------------------- influence
-
-
-@pytest.mark.parametrize("solver", [Exact(), ConjugateGradient(8)], ids=["exact", "cg"])
-def test_influence_on_ridge_is_its_closed_form(fitted_ridge, solver):
-    data, curvature = fitted_ridge
-    answer = influence(data.objective.losses, data.validation, curvature, solver)
-    assert_close(answer, closed_form(data, data.x, data.y))
-
-
-def test_influence_of_examples_that_were_not_trained_on(fitted_ridge):
-    data, curvature = fitted_ridge
-    x, y = randn(5, 8, seed=80), randn(5, seed=81)
-    others = ExampleLosses(data.objective.losses.model, x, y, data.objective.losses.loss)
-    assert_close(influence(others, data.validation, curvature, Exact()), closed_form(data, x, y))
-
-
-def test_influence_with_identity_is_minus_the_inner_product_of_gradients(trained):
-    training, validation, theta, curvature = trained
-    leaf = theta.clone().requires_grad_()
-    jacobian = torch.stack([torch.autograd.grad(loss, leaf, retain_graph=True)[0] for loss in training.losses(leaf)])
-    expected = -jacobian @ torch.autograd.grad(validation(leaf), leaf)[0]
-    assert_close(influence(training.losses, validation, curvature, Identity()), expected)
-
-
-def test_influences_of_all_examples_sum_to_that_of_the_regularisation(trained):
-    """At a stationary point Σ ∇ℓ_i = −nλθ̂, so Σ I_i = nλ θ̂ᵀH⁻¹∇ℓ(V)."""
-    training, validation, theta, curvature = trained
-    solution = torch.linalg.solve(torch.func.hessian(training)(theta), gradient(validation, theta))
-    total = influence(training.losses, validation, curvature, Exact()).sum()
-    expected = len(training.losses) * training.l2 * theta.dot(solution)
-    assert float(total) == pytest.approx(float(expected), rel=1e-10)  # a sum of forty that partly cancels
-
-
-def test_negative_influence_helps(fitted_ridge):
-    """Sign, by training again with a thousandth more weight on one example: I < 0 lowers the validation loss."""
-    data, curvature = fitted_ridge
-    answer = influence(data.objective.losses, data.validation, curvature, Exact())
-    assert (answer < 0).any()
-    assert (answer > 0).any()
-    change = closed_form_leave_one_out(data, range(70), fraction=-1e-3)
-    assert torch.equal(answer < 0, change < 0)
-
-
-def test_influence_refuses_numbers_that_are_not_finite(fitted_ridge):
-    data, curvature = fitted_ridge
-    x, y = data.x.clone(), data.y.clone()
-    x[2, 0] = math.nan
-    bad = ExampleLosses(data.objective.losses.model, x, y, data.objective.losses.loss)
-    with pytest.raises(FloatingPointError, match="an influence is nan at position 2"):
-        influence(bad, data.validation, curvature, Exact())
-    with pytest.raises(FloatingPointError, match="the right-hand side is nan"):
-        influence(data.objective.losses, Objective(bad), curvature, Exact())
 
 
 # --------------------------------------------------------------------------------------------------- leave one out
@@ -234,129 +144,10 @@ def test_leave_one_out_refuses_a_stationary_point_that_is_no_minimum():
     assert caught.value.curvature == pytest.approx(-1)
 
 
-def nan_validation(data):
-    """Return the mean loss of the held-out examples with a NaN among their inputs."""
-    x, y = (part.clone() for part in data.held_out)
-    x[0] = math.nan
-    return Objective(ExampleLosses(data.objective.losses.model, x, y, data.objective.losses.loss))
-
-
 def test_leave_one_out_refuses_a_validation_loss_that_is_not_finite(fitted_ridge):
     data, curvature = fitted_ridge
     with pytest.raises(FloatingPointError, match="a change of the validation loss is nan"):
         leave_one_out(curvature, nan_validation(data), torch.tensor([0]))
-
-
-# ------------------------------------------------------------------------------------------------- pseudo-updates
-
-
-def by_autograd(training, validation, theta, step, steps):
-    """Write the update out with the weights E as a leaf and differentiate the whole run: n ∂ℓ(V, θ_K)/∂E at E = 0."""
-    n = len(training.losses)
-    weights = torch.zeros(n, dtype=torch.float64, requires_grad=True)
-    theta = theta.clone().requires_grad_()
-    for _ in range(steps):
-        objective = training(theta) + weights.dot(training.losses(theta)) / n
-        (gradient_,) = torch.autograd.grad(objective, theta, create_graph=True)
-        theta = theta - step * gradient_
-    return n * torch.autograd.grad(validation(theta), weights)[0]
-
-
-@pytest.mark.parametrize("steps", [1, 2, 7])
-@pytest.mark.parametrize("l2", [0.0, 0.05])
-def test_pseudo_update_influence_is_the_derivative_of_the_update_from_any_theta(steps, l2):
-    training, validation, start = mlp_with_validation(l2)
-    theta = start + randn(33, seed=90)  # nowhere near stationary
-    assert gradient(training, theta).norm() > 0.1
-    answer = pseudo_update_influence(training, validation, theta, step=0.5, steps=steps)
-    assert_close(answer, by_autograd(training, validation, theta, 0.5, steps))
-
-
-def test_one_pseudo_update_uses_the_validation_gradient_where_it_leads():
-    """K = 1: −a ∇L(θ) ∇ℓ(V, θ'), with the gradient at the moved θ' and the Jacobian at θ."""
-    training, validation, start = mlp_with_validation()
-    moved = start - 0.5 * gradient(training, start)
-    expected = 0.5 * influence(
-        training.losses, lambda t: validation(t - start + moved), Curvature(training, start), Identity()
-    )
-    answer = pseudo_update_influence(training, validation, start, step=0.5)
-    assert_close(answer, expected)
-    unmoved = 0.5 * influence(training.losses, validation, Curvature(training, start), Identity())
-    assert (answer - unmoved).norm() > 0.01 * unmoved.norm()  # the difference is one that the test can see
-
-
-def test_one_small_pseudo_update_has_the_signs_of_identity():
-    training, validation, theta = mlp_with_validation()
-    limit = influence(training.losses, validation, Curvature(training, theta), Identity())
-    error = []
-    for step in (1e-4, 1e-6):
-        answer = pseudo_update_influence(training, validation, theta, step=step)
-        error.append(float((answer / step - limit).norm() / limit.norm()))
-    assert torch.equal(answer.sign(), limit.sign())
-    assert error[1] < 1e-5
-    assert error[1] == pytest.approx(error[0] / 100, rel=0.01)  # the distance is of first order in the step
-
-
-@pytest.mark.parametrize("steps", [1, 5, 50])
-def test_at_a_stationary_point_k_pseudo_updates_are_k_neumann_terms(trained, steps):
-    training, validation, theta, curvature = trained
-    step = 1 / curvature.largest_eigenvalue
-    expected = influence(training.losses, validation, curvature, Neumann(steps, step))
-    # K steps of size a move θ by at most Ka‖∇J‖, below 1e-10, and change the answer by a share of that order.
-    assert steps * step * curvature.gradient.norm() < 1e-10
-    answer = pseudo_update_influence(training, validation, theta, step=step, steps=steps)
-    assert_close(answer, expected, share=1e-10)
-
-
-def test_away_from_a_stationary_point_they_are_not(trained):
-    training, validation, theta, _ = trained
-    theta = theta + 0.3 * randn(33, seed=91)
-    curvature = Curvature(training, theta, damping=0.0)
-    step = 0.5 / curvature.largest_eigenvalue
-    series = influence(training.losses, validation, curvature, Neumann(5, step))
-    answer = pseudo_update_influence(training, validation, theta, step=step, steps=5)
-    assert (answer - series).norm() > 0.01 * series.norm()
-
-
-def test_many_pseudo_updates_approach_the_exact_influence_as_fast_as_the_series(trained):
-    training, validation, theta, curvature = trained
-    step, steps = 1 / curvature.largest_eigenvalue, 300
-    exact = influence(training.losses, validation, curvature, Exact())
-    left = (1 - step * curvature.smallest_eigenvalue) ** steps
-    assert left < 0.05
-    answer = pseudo_update_influence(training, validation, theta, step=step, steps=steps)
-    # The error −∇L (I − aH)^K H⁻¹∇ℓ(V) is at most (1 − aλmin)^K of the longest it can be.
-    solution = Exact()(curvature, gradient(validation, theta))
-    jacobian = torch.func.jacrev(training.losses)(theta)
-    assert (answer - exact).norm() <= left * torch.linalg.matrix_norm(jacobian, 2) * solution.norm()
-
-
-def test_pseudo_update_leaves_theta_and_the_model_alone():
-    training, validation, theta = mlp_with_validation()
-    kept = theta.clone()
-    answer = pseudo_update_influence(training, validation, theta, step=0.5, steps=2)
-    assert torch.equal(theta, kept)
-    assert not answer.requires_grad
-    assert all(parameter.grad is None for parameter in training.losses.model.parameters())
-
-
-@pytest.mark.parametrize(("step", "steps"), [(0.0, 1), (-0.1, 1), (math.nan, 1), (0.1, 0), (0.1, -2)])
-def test_pseudo_update_refuses_steps_that_are_none(step, steps):
-    training, validation, theta = mlp_with_validation()
-    with pytest.raises(ValueError, match="the step must be positive and there must be at least one"):
-        pseudo_update_influence(training, validation, theta, step=step, steps=steps)
-
-
-def test_a_pseudo_update_that_explodes_is_refused(fitted_ridge):
-    data, _ = fitted_ridge
-    with pytest.raises(FloatingPointError, match=r"after the pseudo-update is .* lower the step size"):
-        pseudo_update_influence(data.objective, data.validation, randn(8, seed=6), step=1e9, steps=60)
-
-
-def test_pseudo_update_refuses_a_validation_loss_that_is_not_finite(fitted_ridge):
-    data, _ = fitted_ridge
-    with pytest.raises(FloatingPointError, match="a directional derivative is nan"):
-        pseudo_update_influence(data.objective, nan_validation(data), randn(8, seed=6), step=0.1)
 
 
 # ------------------------------------------------------------------------------------------- retraining in parameters
@@ -406,7 +197,7 @@ def test_where_leaving_out_is_no_small_change_training_starts_again():
         return ((theta**2 - 1) ** 2 / 4 - c * theta).sum()
 
     pull, examples = torch.tensor([0.3, -0.6, -0.3], dtype=torch.float64), torch.tensor([7, 8, 9])
-    known = Objective(lambda theta, _: well(theta).unsqueeze(0))
+    known = Objective(SingleLoss(well))
     curvature = Curvature(known, torch.ones(1, dtype=torch.float64))
     ends = minimise_all(curvature, well, pull, examples, chunk=3)[:, 0]
     expected = []

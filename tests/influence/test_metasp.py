@@ -1,9 +1,4 @@
-"""The MetaSP step against plain autograd, real runs of torch.optim.SGD, plain training loops and counted operations.
-
-Rounding: through a few layers and up to five steps, two routes to an influence differ by 1e-15 to 1e-13 of its largest
-entry (narrow ResNets, whose last batch-norms see eight numbers a channel, come last).  1e-10 is far above that, and a
-wrong term shows in the first digits.
-"""
+"""The MetaSP step against plain autograd, real runs of torch.optim.SGD, plain training loops and counted operations."""
 
 import copy
 import math
@@ -11,98 +6,33 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from helpers.analytic import randn
+from helpers.metasp_learners import (
+    BATCH,
+    NETWORKS,
+    NEW,
+    OLD,
+    ROUNDING,
+    RULES,
+    assert_close,
+    assert_identical,
+    assert_same_state,
+    by_finite_differences,
+    cnn,
+    cnn_with_batch_norm,
+    examples,
+    learner,
+    loss_after,
+    plain_step,
+    seeded,
+    snapshot,
+)
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from metasp_lite.calculus.losses import cross_entropy
 from metasp_lite.influence.by_autograd import influences_by_autograd
 from metasp_lite.influence.metasp import Fusion, metasp_gradient, metasp_step, official, paper
-from metasp_lite.networks import lite_cnn, resnet18, toy_mlp
-
-ROUNDING = 1e-10
-
-
-def assert_close(actual, expected, share=ROUNDING):
-    torch.testing.assert_close(actual, expected, rtol=0, atol=share * float(expected.abs().max()))
-
-
-# ----------------------------------------------------------------------------------------------- networks and data
-
-
-def mlp():
-    return toy_mlp(2 * 8 * 8, 5, 4)
-
-
-def cnn():
-    """With a layer overwritten in place, a strided and a dilated one, and no batch-norm."""
-    body = nn.Conv2d(2, 4, 3, stride=2, padding=1), nn.ReLU(inplace=True), nn.Conv2d(4, 5, 2, dilation=2), nn.Tanh()
-    return seeded(*body, nn.MaxPool2d(2), nn.Flatten(), nn.Linear(5, 4))
-
-
-def cnn_with_batch_norm(dtype=torch.float64):
-    return lite_cnn(4, channels=2, widths=(3, 4), dtype=dtype)
-
-
-def resnet():
-    return resnet18(4, channels=2, width=2, dtype=torch.float64)
-
-
-def seeded(*layers):
-    model = nn.Sequential(*layers).double()
-    with torch.no_grad():
-        for seed, parameter in enumerate(model.parameters()):
-            parameter.copy_(0.4 * randn(*parameter.shape, seed=seed + 100))
-    return model
-
-
-def examples(n, classes, seed):
-    """Noisy images of ``classes``, each with a mean of its own."""
-    labels = torch.tensor(classes).repeat(n)[:n]
-    return randn(4, 2, 8, 8, seed=1)[labels] + randn(n, 2, 8, 8, seed=seed), labels
-
-
-BATCH, OLD, NEW = examples(8, (0, 1, 2, 3), 10), examples(6, (0, 1), 11), examples(5, (2, 3), 12)
-NETWORKS = {"MLP": mlp, "CNN": cnn, "CNN with batch-norm": cnn_with_batch_norm, "ResNet-18": resnet}
-RULES = {
-    "SGD": {"lr": 0.05},
-    "momentum": {"lr": 0.03, "momentum": 0.9},
-    "weight decay": {"lr": 0.05, "weight_decay": 0.1},
-    "nesterov": {"lr": 0.03, "momentum": 0.9, "nesterov": True, "weight_decay": 0.1},
-}
-
-
-def learner(network, rule, warm=True):
-    """A model and its optimiser: with the momentum and the running averages of two steps, or fresh."""
-    model = network()
-    optimizer = torch.optim.SGD(model.parameters(), **rule)
-    for k in range(2 if warm else 0):
-        inputs, labels = examples(8, (0, 1, 2, 3), 20 + k)
-        plain_step(model, optimizer, (inputs, labels), torch.full((8,), 1 / 8, dtype=torch.float64))
-    optimizer.zero_grad()
-    return model, optimizer
-
-
-def plain_step(model, optimizer, batch, weights):
-    """The training loop as everybody writes it."""
-    optimizer.zero_grad()
-    (weights * cross_entropy(model(batch[0]), batch[1])).sum().backward()
-    optimizer.step()
-
-
-def assert_same_state(learner, reference):
-    """Parameters, buffers and momenta are equal up to rounding."""
-    (model, optimizer), (expected, reference_optimizer) = learner, reference
-    for (name, actual), wanted in zip(model.named_parameters(), expected.parameters(), strict=True):
-        assert_close(actual.detach(), wanted.detach())
-        momentum = optimizer.state.get(actual, {}).get("momentum_buffer")
-        reference_momentum = reference_optimizer.state.get(wanted, {}).get("momentum_buffer")
-        assert (momentum is None) == (reference_momentum is None), name
-        if momentum is not None:
-            assert_close(momentum, reference_momentum)
-    for actual, wanted in zip(model.buffers(), expected.buffers(), strict=True):
-        assert_close(actual, wanted) if wanted.is_floating_point() else torch.testing.assert_close(actual, wanted)
-
+from metasp_lite.networks import lite_cnn, resnet18
 
 # --------------------------------------------------------------------------------------- against plain autograd
 
@@ -111,7 +41,8 @@ def assert_same_state(learner, reference):
 @pytest.mark.parametrize("warm", [False, True], ids=["fresh", "later"])
 @pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
 @pytest.mark.parametrize("network", NETWORKS.values(), ids=NETWORKS)
-def test_step_is_a_plain_one_with_the_weights_of_the_oracle(network, rule, warm, steps):
+def test_metasp_equals_by_autograd(network, rule, warm, steps):
+    """The influences, and the whole step against a plain one with the weights of the oracle."""
     begin = learner(network, rule, warm)
     (stability, plasticity), validation_losses = influences_by_autograd(*begin, BATCH, OLD, NEW, pseudo_steps=steps)
     for variant in (paper, official):
@@ -185,32 +116,7 @@ def test_another_loss():
     assert_close(step.plasticity, plasticity)
 
 
-# ---------------------------------------------------------------------------------- against real runs of torch's SGD
-
-
-def loss_after(learner, weights, validation, steps):
-    """ℓ(V, θ_K) after ``steps`` real ones on a copy, every pass in the modes the model is in."""
-    model, optimizer = copy.deepcopy(learner)
-    for _ in range(steps):
-        plain_step(model, optimizer, BATCH, weights)
-    with torch.no_grad():
-        return float(cross_entropy(model(validation[0]), validation[1]).mean())
-
-
-def by_finite_differences(learner, validation, steps, width=1e-4):
-    """∂ℓ/∂E: the weight of one example moved by ±width of itself.
-
-    Its error falls with width² (at 1e-2 it is 1e-6 of the largest influence) down to the rounding of a loss near 1
-    divided by width (1e-9 of it at 1e-5); between them both are below 1e-9.
-    """
-    n, slopes = len(BATCH[1]), []
-    for i in range(n):
-        weights = torch.full((2, n), 1 / n, dtype=torch.float64)
-        weights[0, i] *= 1 + width
-        weights[1, i] *= 1 - width
-        after = [loss_after(learner, w, validation, steps) for w in weights]
-        slopes.append((after[0] - after[1]) / (2 * width))
-    return torch.tensor(slopes, dtype=torch.float64)
+# ------------------------------------------------------------------------------------- against real runs of torch's SGD
 
 
 def smooth():
@@ -292,16 +198,6 @@ def test_influences_are_what_real_runs_show_and_the_step_is_a_plain_one(begin, s
         assert_close(influence, by_finite_differences(reference, validation, steps), share=1e-8)
     plain_step(*reference, BATCH, step.fusion.weights)
     assert_same_state((model, optimizer), reference)
-
-
-@pytest.mark.parametrize("network", [cnn_with_batch_norm, resnet])
-def test_the_oracle_agrees_with_real_runs(network):
-    """Where the matrix above trusts it.  With ReLU the weights must move less, lest a unit crosses its kink."""
-    begin = learner(network, RULES["nesterov"])
-    influences, losses = influences_by_autograd(*begin, BATCH, OLD, NEW, pseudo_steps=2)
-    for influence, loss, validation in zip(influences, losses, (OLD, NEW), strict=True):
-        assert_close(influence, by_finite_differences(begin, validation, steps=2, width=1e-5), share=1e-6)
-        assert float(loss) == pytest.approx(loss_after(begin, torch.full((8,), 1 / 8).double(), validation, 2))
 
 
 def test_an_example_lowers_the_old_loss_when_its_weight_is_raised_if_its_influence_is_negative():
@@ -423,38 +319,7 @@ def test_the_weights_of_official_have_the_bound_that_its_docstring_gives():
     assert bound / 4 < max(weights) <= bound
 
 
-# ------------------------------------------------------------------------------------- nothing moves that should not
-
-
-def snapshot(model, optimizer):
-    """All that a step could change, copied."""
-    return copy.deepcopy(
-        {
-            "parameters": dict(model.named_parameters()),
-            "gradients": [parameter.grad for parameter in model.parameters()],
-            "trained": [parameter.requires_grad for parameter in model.parameters()],
-            "buffers": dict(model.named_buffers()),
-            "modes": [module.training for module in model.modules()],
-            "optimiser": optimizer.state_dict(),
-            "random": torch.get_rng_state(),
-            "data": (BATCH, OLD, NEW),
-        }
-    )
-
-
-def assert_identical(first, second):
-    """Equal down to the last bit, whatever they are made of."""
-    assert type(first) is type(second)
-    if isinstance(first, dict):
-        assert_identical(list(first.items()), list(second.items()))
-    elif isinstance(first, list | tuple):
-        assert len(first) == len(second)
-        for one, other in zip(first, second, strict=True):
-            assert_identical(one, other)
-    elif isinstance(first, torch.Tensor):
-        assert torch.equal(first, second)
-    else:
-        assert first == second
+# ---------------------------------------------------------------------------------------- nothing moves that should not
 
 
 @pytest.mark.parametrize("steps", [1, 3])
@@ -466,59 +331,6 @@ def test_computing_the_gradient_changes_nothing(warm, steps):
     for variant in (paper, official):
         metasp_gradient(model, optimizer, BATCH, OLD, NEW, variant=variant, pseudo_steps=steps)
     assert_identical(snapshot(model, optimizer), before)
-
-
-def test_the_oracle_changes_nothing():
-    model, optimizer = learner(cnn_with_batch_norm, RULES["nesterov"], warm=False)
-    before = snapshot(model, optimizer)
-    influences_by_autograd(model, optimizer, BATCH, OLD, NEW, pseudo_steps=2)
-    assert_identical(snapshot(model, optimizer), before)
-
-
-def test_the_oracle_leaves_frozen_parameters_where_they_are():
-    """Against a difference quotient: the loss of OLD after a plain step of the last layer, in a weight of the batch."""
-    model, _ = learner(cnn, RULES["SGD"])
-    for parameter in model[:-1].parameters():
-        parameter.requires_grad_(False)
-    last = list(model[-1].parameters())
-    optimizer = torch.optim.SGD(last, lr=0.1)
-
-    def after(weight):
-        weights = torch.full((len(BATCH[1]),), 1 / len(BATCH[1]), dtype=torch.float64)
-        weights[2] *= 1 + weight
-        moved = copy.deepcopy(model)
-        plain_step(moved, torch.optim.SGD(moved[-1].parameters(), lr=0.1), BATCH, weights)
-        with torch.no_grad():
-            return cross_entropy(moved(OLD[0]), OLD[1]).mean()
-
-    (influence,), _ = influences_by_autograd(model, optimizer, BATCH, OLD)
-    quotient = (after(1e-4) - after(-1e-4)) / 2e-4
-    torch.testing.assert_close(influence[2], quotient, rtol=1e-6, atol=0)  # second differences of 1e-8, rounding 1e-12
-
-
-def test_the_oracle_frees_its_graph_with_the_last_validation_set(monkeypatch):
-    """The benchmark compares memory: a rival that kept its graph to the end would be an easy one."""
-    kept, original = [], torch.autograd.grad
-
-    def recorded(*given, **settings):
-        kept.append(settings.get("retain_graph"))
-        return original(*given, **settings)
-
-    monkeypatch.setattr(torch.autograd, "grad", recorded)
-    influences_by_autograd(*learner(cnn, RULES["SGD"]), BATCH, OLD, NEW)
-    assert kept == [None, True, False]  # the step's gradient, then one for each set
-
-
-@pytest.mark.parametrize(
-    ("groups", "steps", "settings"), [(2, 1, {}), (1, 0, {}), (1, 1, {"dampening": 0.5}), (1, 1, {"maximize": True})]
-)
-def test_the_oracle_refuses_what_it_does_not_follow(groups, steps, settings):
-    model, _ = learner(cnn, RULES["SGD"])
-    parameters = list(model.parameters())
-    lists = [parameters] if groups == 1 else [parameters[:2], parameters[2:]]
-    optimizer = torch.optim.SGD([{"params": each} for each in lists], lr=0.1, **settings)
-    with pytest.raises(ValueError, match=r"parameter groups and pseudo_steps|is not followed by a pseudo-update"):
-        influences_by_autograd(model, optimizer, BATCH, OLD, pseudo_steps=steps)
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""The rule of SGD against torch.optim.SGD, and steps of it differentiated: least squares, carried forwards by hand.
+"""The rule of SGD against torch.optim.SGD, steps of it differentiated by hand and by autograd, and the series' limit.
 
 The code carries one derivative backwards through the steps.  The oracle here carries n forwards, one for each example,
 with the gradient and Hessian of least squares written out.  Networks follow in test_metasp.
@@ -10,9 +10,21 @@ import math
 
 import pytest
 import torch
-from helpers.analytic import randn
+from helpers.analytic import mlp_with_validation, randn
+from helpers.influence_truths import assert_close as assert_close_in_norm
+from helpers.influence_truths import nan_validation
 
-from metasp_lite.influence.pseudo_update import PseudoUpdate, SGDRule, mean_and_gradient
+from metasp_lite.calculus.curvature import Curvature
+from metasp_lite.calculus.losses import gradient
+from metasp_lite.calculus.solvers import Exact, Identity, Neumann
+from metasp_lite.influence.hessian import influence
+from metasp_lite.influence.pseudo_update import (
+    PseudoUpdate,
+    SGDRule,
+    mean_and_gradient,
+    momentum_of,
+    pseudo_update_influence,
+)
 
 ROUNDING = 1e-12
 RULES = {
@@ -95,6 +107,16 @@ def test_a_rule_is_read_from_the_group_of_an_optimiser(rule, convert):
     assert read.lr == pytest.approx(rule.lr, rel=1e-7)  # a tensor's is rounded to single precision
     assert (read.momentum, read.weight_decay, read.nesterov) == (rule.momentum, rule.weight_decay, rule.nesterov)
     assert isinstance(read.lr, float)
+
+
+def test_a_momentum_is_the_optimisers_own_and_none_before_its_first_step_or_without_any():
+    moving, still = (torch.nn.Parameter(torch.ones(2)) for _ in range(2))
+    optimizer = torch.optim.SGD([{"params": [moving], "momentum": 0.9}, {"params": [still]}], lr=0.1)
+    assert momentum_of(optimizer, moving) is None
+    moving.grad, still.grad = torch.tensor([1.0, 2.0]), torch.ones(2)
+    optimizer.step()
+    assert torch.equal(momentum_of(optimizer, moving), torch.tensor([1.0, 2.0]))  # the first is the gradient itself
+    assert momentum_of(optimizer, still) is None
 
 
 @pytest.mark.parametrize("setting", [{"dampening": 0.5}, {"maximize": True}], ids=str)
@@ -218,3 +240,116 @@ def test_numbers_that_are_not_finite_are_refused():
     for steps in (1, 2):
         with pytest.raises(FloatingPointError, match="derivative is nan at position 0"):
             PseudoUpdate(losses, THETA, rules, momenta, steps=steps).influences(target)
+
+
+# ------------------------------------------------------------------------------------- influence, away from optima
+
+
+def by_autograd(training, validation, theta, step, steps):
+    """Write the update out with the weights E as a leaf and differentiate the whole run: n ∂ℓ(V, θ_K)/∂E at E = 0."""
+    n = len(training.losses)
+    weights = torch.zeros(n, dtype=torch.float64, requires_grad=True)
+    theta = theta.clone().requires_grad_()
+    for _ in range(steps):
+        objective = training(theta) + weights.dot(training.losses(theta)) / n
+        (gradient_,) = torch.autograd.grad(objective, theta, create_graph=True)
+        theta = theta - step * gradient_
+    return n * torch.autograd.grad(validation(theta), weights)[0]
+
+
+@pytest.mark.parametrize("steps", [1, 2, 7])
+@pytest.mark.parametrize("l2", [0.0, 0.05])
+def test_pseudo_update_influence_equals_by_autograd(steps, l2):
+    """From any θ, stationary or not."""
+    training, validation, start = mlp_with_validation(l2)
+    theta = start + randn(33, seed=90)  # nowhere near stationary
+    assert gradient(training, theta).norm() > 0.1
+    answer = pseudo_update_influence(training, validation, theta, step=0.5, steps=steps)
+    assert_close_in_norm(answer, by_autograd(training, validation, theta, 0.5, steps))
+
+
+def test_one_pseudo_update_uses_the_validation_gradient_where_it_leads():
+    """K = 1: −a ∇L(θ) ∇ℓ(V, θ'), with the gradient at the moved θ' and the Jacobian at θ."""
+    training, validation, start = mlp_with_validation()
+    moved = start - 0.5 * gradient(training, start)
+    expected = 0.5 * influence(
+        training.losses, lambda t: validation(t - start + moved), Curvature(training, start), Identity()
+    )
+    answer = pseudo_update_influence(training, validation, start, step=0.5)
+    assert_close_in_norm(answer, expected)
+    unmoved = 0.5 * influence(training.losses, validation, Curvature(training, start), Identity())
+    assert (answer - unmoved).norm() > 0.01 * unmoved.norm()  # the difference is one that the test can see
+
+
+def test_one_small_pseudo_update_has_the_signs_of_identity():
+    training, validation, theta = mlp_with_validation()
+    limit = influence(training.losses, validation, Curvature(training, theta), Identity())
+    error = []
+    for step in (1e-4, 1e-6):
+        answer = pseudo_update_influence(training, validation, theta, step=step)
+        error.append(float((answer / step - limit).norm() / limit.norm()))
+    assert torch.equal(answer.sign(), limit.sign())
+    assert error[1] < 1e-5
+    assert error[1] == pytest.approx(error[0] / 100, rel=0.01)  # the distance is of first order in the step
+
+
+@pytest.mark.parametrize("steps", [1, 5, 50])
+def test_at_a_stationary_point_k_pseudo_updates_are_k_neumann_terms(trained, steps):
+    training, validation, theta, curvature = trained
+    step = 1 / curvature.largest_eigenvalue
+    expected = influence(training.losses, validation, curvature, Neumann(steps, step))
+    # K steps of size a move θ by at most Ka‖∇J‖, below 1e-10, and change the answer by a share of that order.
+    assert steps * step * curvature.gradient.norm() < 1e-10
+    answer = pseudo_update_influence(training, validation, theta, step=step, steps=steps)
+    assert_close_in_norm(answer, expected, share=1e-10)
+
+
+def test_away_from_a_stationary_point_they_are_not(trained):
+    training, validation, theta, _ = trained
+    theta = theta + 0.3 * randn(33, seed=91)
+    curvature = Curvature(training, theta, damping=0.0)
+    step = 0.5 / curvature.largest_eigenvalue
+    series = influence(training.losses, validation, curvature, Neumann(5, step))
+    answer = pseudo_update_influence(training, validation, theta, step=step, steps=5)
+    assert (answer - series).norm() > 0.01 * series.norm()
+
+
+def test_many_pseudo_updates_approach_the_exact_influence_as_fast_as_the_series(trained):
+    training, validation, theta, curvature = trained
+    step, steps = 1 / curvature.largest_eigenvalue, 300
+    exact = influence(training.losses, validation, curvature, Exact())
+    left = (1 - step * curvature.smallest_eigenvalue) ** steps
+    assert left < 0.05
+    answer = pseudo_update_influence(training, validation, theta, step=step, steps=steps)
+    # The error −∇L (I − aH)^K H⁻¹∇ℓ(V) is at most (1 − aλmin)^K of the longest it can be.
+    solution = Exact()(curvature, gradient(validation, theta))
+    jacobian = torch.func.jacrev(training.losses)(theta)
+    assert (answer - exact).norm() <= left * torch.linalg.matrix_norm(jacobian, 2) * solution.norm()
+
+
+def test_pseudo_update_leaves_theta_and_the_model_alone():
+    training, validation, theta = mlp_with_validation()
+    kept = theta.clone()
+    answer = pseudo_update_influence(training, validation, theta, step=0.5, steps=2)
+    assert torch.equal(theta, kept)
+    assert not answer.requires_grad
+    assert all(parameter.grad is None for parameter in training.losses.model.parameters())
+
+
+@pytest.mark.parametrize(("step", "steps"), [(0.0, 1), (-0.1, 1), (math.nan, 1), (0.1, 0), (0.1, -2)])
+def test_pseudo_update_refuses_steps_that_are_none(step, steps):
+    training, validation, theta = mlp_with_validation()
+    with pytest.raises(ValueError, match="the step must be positive and there must be at least one"):
+        pseudo_update_influence(training, validation, theta, step=step, steps=steps)
+
+
+def test_a_pseudo_update_that_explodes_is_refused(fitted_ridge):
+    data, _ = fitted_ridge
+    with pytest.raises(FloatingPointError, match=r"after the pseudo-update is .* lower the step size"):
+        pseudo_update_influence(data.objective, data.validation, randn(8, seed=6), step=1e9, steps=60)
+
+
+def test_pseudo_update_refuses_a_validation_loss_that_is_not_finite(fitted_ridge):
+    data, _ = fitted_ridge
+    with pytest.raises(FloatingPointError, match="a directional derivative is nan"):
+        pseudo_update_influence(data.objective, nan_validation(data), randn(8, seed=6), step=0.1)
