@@ -43,7 +43,8 @@ def third_party_imports(files: list[Path]) -> set[str]:
             elif isinstance(node, ast.ImportFrom) and node.level == 0:
                 names.add(node.module)
     own = {"metasp_lite", "helpers"}
-    return {name.partition(".")[0] for name in names} - set(sys.stdlib_module_names) - own
+    checkers = {"_typeshed"}  # a type checker brings it along; nothing imports it when the code runs
+    return {name.partition(".")[0] for name in names} - set(sys.stdlib_module_names) - own - checkers
 
 
 def undeclared(files: list[Path], requirements: list[Requirement]) -> set[str]:
@@ -279,7 +280,7 @@ def test_every_command_that_the_documents_name_exists():
         for target in re.findall(r"(?:^|`)make ([a-z-]+)", text, re.MULTILINE):
             assert target in targets, (name, target)
         for path in re.findall(r"`((?:notebooks|tests|data|metasp_lite)/[\w./-]+)`", text):
-            assert (ROOT / path).exists(), (name, path)
+            assert "NAME" in path or (ROOT / path).exists(), (name, path)
 
 
 def test_the_edit_map_names_what_is_there():

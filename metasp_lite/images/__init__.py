@@ -1,7 +1,7 @@
 """Data sets as uint8 tensors: where they come from, how they are read, and how they become network inputs."""
 
 from metasp_lite.images.augment import Augmentation
-from metasp_lite.images.inventory import inventory
+from metasp_lite.images.entries import inventory
 from metasp_lite.images.sets import ImageSet, first_per_class
 from metasp_lite.images.sources import KNOWN, download, load, ways_out
 

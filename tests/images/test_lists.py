@@ -4,7 +4,7 @@ import pytest
 import torch
 from helpers.image_files import save, write_lists
 
-from metasp_lite.images import cache, sets
+from metasp_lite.images import cache, sources
 
 
 @pytest.fixture
@@ -35,33 +35,33 @@ def test_few_shot_lists_are_joined_and_the_last_sixth_of_each_class_is_for_testi
     everything = dict(
         zip("gfedcba", torch.stack([one for part in pixels.values() for one in part]).split(per_class), strict=True)
     )
-    train, test = sets.load("toy", "train"), sets.load("toy", "test")
+    train, test = sources.load("toy", "train"), sources.load("toy", "test")
     assert train.classes == test.classes == tuple("abcdefg")
     first = {12: 10, 6: 5, 2: 1, 7: 5}[per_class]
     for label, name in enumerate("abcdefg"):
         assert torch.equal(train.images[train.labels == label], everything[name][:first])
         assert torch.equal(test.images[test.labels == label], everything[name][first:])
     monkeypatch.setattr(cache, "decode", None)  # from here on the cache, of which each split has its own
-    assert torch.equal(sets.load("toy", "train").images, train.images)
-    assert torch.equal(sets.load("toy", "test").images, test.images)
+    assert torch.equal(sources.load("toy", "train").images, train.images)
+    assert torch.equal(sources.load("toy", "test").images, test.images)
 
 
 def test_lists_with_the_same_classes_are_the_splits(home):
     root = home / "toy"
     pixels = write_lists(root, {"train": list("abbac"), "val": list("cab"), "test": list("bca")})
-    train, test = sets.load("toy", "train"), sets.load("toy", "test")
+    train, test = sources.load("toy", "train"), sources.load("toy", "test")
     assert train.labels.tolist() == [0, 0, 1, 1, 2]
     assert torch.equal(train.images, torch.stack([pixels["train"][i] for i in (0, 3, 1, 2, 4)]))
     assert torch.equal(test.images, torch.stack([pixels["test"][i] for i in (2, 0, 1)]))
     (root / "val.csv").unlink()
-    assert torch.equal(sets.load("toy", "train").images, train.images)
+    assert torch.equal(sources.load("toy", "train").images, train.images)
 
 
 def test_an_absent_mini_imagenet_is_said_with_both_layouts(home):
     with pytest.raises(
         FileNotFoundError, match=r"mini-imagenet/\{train,test\}.* or mini-imagenet/images/ with train.csv, val"
     ):
-        sets.load("mini-imagenet")
+        sources.load("mini-imagenet")
 
 
 def edited(name, change):
@@ -103,22 +103,22 @@ def test_a_defect_of_the_lists_is_named_with_the_way_out(home, defect):
     change, message = DEFECTS[defect]
     change(home / "toy")
     with pytest.raises((ValueError, FileNotFoundError), match=message):
-        sets.load("toy")
+        sources.load("toy")
 
 
 def test_class_folders_come_before_lists(home):
     few_shot(home / "toy")
     for part in ("train", "test"):
         save(home / "toy" / part / "only" / "1.png", 1)
-    assert sets.load("toy").classes == ("only",)
+    assert sources.load("toy").classes == ("only",)
 
 
 def test_a_changed_list_is_read_anew(home):
     root = home / "toy"
     write_lists(root, {"train": list("aabb"), "test": list("ab")})
-    before = sets.load("toy")
+    before = sources.load("toy")
     rows = (root / "train.csv").read_text().split("\n")
     (root / "train.csv").write_text("\n".join([rows[0], *reversed(rows[1:-1])]))
-    after = sets.load("toy")
+    after = sources.load("toy")
     assert after.labels.tolist() == before.labels.tolist() == [0, 0, 1, 1]
     assert torch.equal(after.images, before.images[[1, 0, 3, 2]])

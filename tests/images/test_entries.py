@@ -6,7 +6,7 @@ from helpers.image_sets import make_tree, write_fashion, write_idx
 from PIL import Image
 
 from metasp_lite.images import inventory, sources
-from metasp_lite.images.inventory import Entry
+from metasp_lite.images.entries import Entry
 
 
 def test_the_inventory_counts_without_decoding(home, tmp_path, monkeypatch):
