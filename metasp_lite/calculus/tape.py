@@ -19,7 +19,7 @@ from torch.overrides import TorchFunctionMode
 from metasp_lite.calculus.losses import check_finite
 
 _BILINEAR = (F.conv1d, F.conv2d, F.conv3d, F.linear)
-Function = Callable[[tuple[Tensor, ...]], Tensor]  # parameters -> value
+_Function = Callable[[tuple[Tensor, ...]], Tensor]  # parameters -> value
 
 
 class Tape:
@@ -38,7 +38,7 @@ class Tape:
         self._entries.clear()
         return _Recording(self._entries)
 
-    def derivative(self, function: Function, parameters: Sequence[Tensor], direction: Sequence[Tensor]) -> Tensor:
+    def derivative(self, function: _Function, parameters: Sequence[Tensor], direction: Sequence[Tensor]) -> Tensor:
         """∂f(θ)·u of the recorded ``function`` at the recorded ``parameters``; has the shape of its value.
 
         ``direction`` u is one tensor for each parameter, of its shape.
