@@ -4,6 +4,7 @@ import ast
 import importlib.metadata
 import json
 import os
+import pkgutil
 import re
 import statistics
 import sys
@@ -289,3 +290,22 @@ def test_the_edit_map_names_what_is_there():
     for path in re.findall(r"`([\w./]+\.py)`", table):
         if "NAME" not in path:
             assert any((folder / path).is_file() for folder in (ROOT, ROOT / "metasp_lite")), path
+
+
+def resolves(name: str) -> bool:
+    """Whether a dotted name, ``metasp_lite.…``, is a module, or something in one."""
+    try:
+        pkgutil.resolve_name(name)
+    except (ImportError, AttributeError):
+        return False
+    return True
+
+
+def test_every_name_of_the_package_that_is_written_somewhere_exists():
+    """In the documents, in the notebooks, and in docstrings and messages of the package."""
+    files = [*ROOT.glob("*.md"), ROOT / "data" / "README.md", *ROOT.glob("notebooks/*.ipynb")]
+    files += sorted((ROOT / "metasp_lite").rglob("*.py"))
+    for file in files:
+        for name in set(re.findall(r"\bmetasp_lite(?:\.[a-z_A-Z]\w*)+", file.read_text(encoding="utf-8"))):
+            assert resolves(name), (file.name, name)
+    assert not resolves("metasp_lite.functional.Curvature")
