@@ -61,7 +61,7 @@ def lite_cnn(
 
     def layers() -> nn.Sequential:
         body: list[nn.Module] = []
-        for before, width in zip((channels, *widths), widths, strict=False):
+        for before, width in pairwise((channels, *widths)):
             body += [nn.Conv2d(before, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
             body += [nn.MaxPool2d(2)]
         return nn.Sequential(*body, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(widths[-1], classes))

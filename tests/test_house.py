@@ -187,3 +187,8 @@ def test_argparse_and_print_live_with_the_commands():
             ]
             assert "print" not in calls, module
             assert not re.search(r"^\s*(import|from) argparse", file.read_text(encoding="utf-8"), re.MULTILINE), module
+
+
+def test_nothing_is_dropped_by_zip():
+    """``strict=False`` lets what is over fall away without a word: six styles once made six curves of ten tasks."""
+    assert not [name for name, file in MODULES.items() if "strict=False" in file.read_text(encoding="utf-8")]
