@@ -1,5 +1,6 @@
 """Data sets cut into tasks, one after another: what a continual learner trains on."""
 
+import hashlib
 from dataclasses import dataclass
 
 import torch
@@ -120,3 +121,17 @@ def make(chosen: StreamSettings, *, device: torch.device | None = None) -> Strea
         flip=chosen.flip,
         device=device,
     )
+
+
+def fingerprint(stream: Stream) -> dict[str, object]:
+    """Tell a stream whose images or labels have changed under the same settings: source, shapes and SHA-256 sums."""
+    parts = {"train": (stream.images, stream.labels), "test": (stream.test_images, stream.test_labels)}
+    shapes = {f"{name} shape": list(images.shape) for name, (images, _) in parts.items()}
+    return {"source": stream.source, **shapes, "sum": [_digest(*part) for part in parts.values()]}
+
+
+def _digest(images: Tensor, labels: Tensor) -> str:
+    digest = hashlib.sha256()
+    for part in (images, labels):
+        digest.update(part.cpu().contiguous().numpy().data)
+    return digest.hexdigest()
