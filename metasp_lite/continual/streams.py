@@ -52,8 +52,8 @@ def split(
     the subset are drawn; without one they are those of the data set.
 
     Raises:
-        ValueError: when the classes do not divide into tasks, when a class has fewer images, or when train and test
-            have other classes.
+        ValueError: when the classes do not divide into tasks, when a class has fewer images or none to test, or when
+            train and test have other classes or images of another shape.
     """
     count = len(train.classes)
     if classes_per_task < 1 or count % classes_per_task:
@@ -61,6 +61,7 @@ def split(
         raise ValueError(f"{count} classes do not divide into tasks of {classes_per_task}; give one of {divisors}")
     if train.classes != test.classes:
         raise ValueError(f"{train.name} has other classes in its test split; both splits need the same folders")
+    _require_alike(train, test)
     device = device or settings.device()
     draw = torch.Generator().manual_seed(seed) if seed is not None else None
     order = torch.arange(count) if draw is None else torch.randperm(count, generator=draw)
@@ -84,6 +85,27 @@ def split(
         augmentation=Augmentation.fitted(train.images, padding=padding, flip=flip),
         source=train.source,
     )
+
+
+def _require_alike(train: sets.ImageSet, test: sets.ImageSet) -> None:
+    """Refuse splits that no one network takes, and classes of which one of them has nothing."""
+    (channels, *sides), (test_channels, *test_sides) = train.images.shape[1:], test.images.shape[1:]
+    if channels != test_channels:
+        found = f"{_coloured(channels)} training and {_coloured(test_channels)} test images"
+        raise ValueError(f"{train.name} has {found}; store both splits in one mode")
+    if sides != test_sides:
+        found = f"training images of {sides[0]}×{sides[1]} pixels and test images of {test_sides[0]}×{test_sides[1]}"
+        raise ValueError(f"{train.name} has {found}; give size=N (--set size=N) to make both N×N")
+    if 0 in train.images.shape[1:]:
+        raise ValueError(f"{train.name} has images of shape {(channels, *sides)}; give images that have pixels")
+    for part, images in (("training", train), ("test", test)):
+        counts = images.labels.bincount(minlength=len(images.classes))
+        if missing := [name for name, count in zip(images.classes, counts, strict=True) if count == 0]:
+            raise ValueError(f"class {missing[0]!r} of {images.name} has no {part} images; add some or leave it out")
+
+
+def _coloured(channels: int) -> str:
+    return {1: "grey", 3: "coloured"}.get(channels, f"{channels}-channel")
 
 
 def _subset(images: sets.ImageSet, per_class: int, draw: torch.Generator | None) -> sets.ImageSet:
