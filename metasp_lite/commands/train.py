@@ -34,12 +34,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def main(arguments: argparse.Namespace) -> int:
     """Run or go on with one run, and say how accurate it is at the end."""
-    overrides = {}
+    overrides: dict[str, str] = {}
     for text in arguments.set:
         name, equals, value = text.partition("=")
         if not equals:
             raise ValueError(f"--set {text}: write it as name=value")
-        overrides[name.strip()] = value.strip()
+        if (name := name.strip()) in overrides:
+            raise ValueError(f"--set {name} is given twice, as {overrides[name]} and as {value.strip()}; give it once")
+        overrides[name] = value.strip()
     from metasp_lite.continual import presets, training
 
     run = presets.build(

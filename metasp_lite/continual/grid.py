@@ -21,7 +21,7 @@ from metasp_lite.continual import presets, streams
 from metasp_lite.continual.methods.base import MemorySettings
 from metasp_lite.continual.run import Run, finished, identity
 from metasp_lite.continual.streams import Stream, StreamSettings
-from metasp_lite.continual.training import InUseError, computing_with, train
+from metasp_lite.continual.training import InUseError, check_checkpoint_seconds, computing_with, train
 from metasp_lite.memory import forget_peak
 from metasp_lite.settings import Profile
 
@@ -64,6 +64,8 @@ def read_grid(path: Path, out: Path, threads: int = 1) -> list[Job]:
 def jobs(description: Mapping[str, object], out: Path, threads: int = 1) -> list[Job]:
     """Return the product of what ``description`` lists, as ``settings.GRID_EXAMPLE`` shows; without memory one."""
     grid = _read(description)
+    if threads < 1:
+        raise ValueError(f"threads={threads} must be at least 1")
     result: dict[str, Job] = {}
     used: set[str] = set()
     for stream, method, size, seed in itertools.product(grid.streams, grid.methods, grid.memory, grid.seeds):
@@ -114,6 +116,11 @@ def _read(description: Mapping[str, object]) -> _Grid:
     if not isinstance(chosen, dict):
         raise ValueError(f"set must be a table; {_reads_like_this()}")
     own = {name: value for name, value in chosen.items() if isinstance(value, dict)}
+    if "memory" in description and (
+        twice := [where for where, each in (("set", chosen), *own.items()) if "memory" in each]
+    ):
+        where = "set" if twice[0] == "set" else f"set.{twice[0]}"
+        raise ValueError(f"memory is asked for twice: as a list, and in [{where}]; give one")
     if strangers := sorted(set(own) - {*chosen_streams, *chosen_methods}):
         raise ValueError(f"[set.{strangers[0]}] is for no stream or method of this grid")
     shared = {name: value for name, value in chosen.items() if name not in own}
@@ -159,6 +166,9 @@ def run_all(
 
     A run that fails does not stop the others, nor does one whose worker dies: it goes on from its checkpoint.
     """
+    check_checkpoint_seconds(checkpoint_seconds)
+    if workers < 1:
+        raise ValueError(f"workers={workers} must be at least 1")
     outcomes = {job.name: Outcome(job, "skipped") for job in chosen if _finished(job)}
     _stream.cache_clear()
     with (

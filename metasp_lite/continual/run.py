@@ -37,6 +37,8 @@ class Run:
         wanted = methods.METHODS[self.method].Settings
         if type(self.settings) is not wanted:
             raise ValueError(f"{self.method} takes {wanted.__name__}, not {type(self.settings).__name__}")
+        if type(self.seed) is not int:
+            raise ValueError(f"seed={self.seed!r} must be a whole number")
         if not 0 <= self.seed < 2**63:
             raise ValueError(f"seed={self.seed} must be 0 or more, and below 2**63")
         part: StreamSettings | Recipe | MethodSettings

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from metasp_lite import settings
+from metasp_lite.continual.fields import check_types
 from metasp_lite.images import sets, sources
 from metasp_lite.images.augment import Augmentation
 
@@ -126,6 +127,16 @@ class StreamSettings:
     flip: bool = False
     class_seed: int | None = None  # draws class order and subset; None for those of the data set
     source: str | None = None  # where the data set is taken from; None for the first place that has it
+
+    def __post_init__(self) -> None:
+        """Refuse names and numbers that no stream has."""
+        check_types(self)
+        if not self.data.strip():
+            raise ValueError("data is empty; name a data set or a folder of images, . for the current one")
+        if self.padding < 0:
+            raise ValueError(f"padding={self.padding} must be 0 pixels or more")
+        if self.class_seed is not None and not 0 <= self.class_seed < 2**63:
+            raise ValueError(f"class_seed={self.class_seed} must be 0 or more, and below 2**63, or none")
 
 
 def make(chosen: StreamSettings, *, device: torch.device | None = None) -> Stream:

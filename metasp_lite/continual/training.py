@@ -82,6 +82,7 @@ def train(
         FloatingPointError: when a loss is not finite; names task, epoch and step, and what to try.
         OSError: when a checkpoint or the result cannot be written; the last one stays.
     """
+    check_checkpoint_seconds(checkpoint_seconds)
     out.mkdir(parents=True, exist_ok=True)
     try:
         # the system lifts the lock when the process dies, however
@@ -96,6 +97,16 @@ def train(
             return result
     except filelock.Timeout as error:
         raise InUseError(f"another process trains in {out}; wait for it, or give another folder") from error
+
+
+def check_checkpoint_seconds(seconds: float) -> None:
+    """Refuse a time between checkpoints that is none; infinity writes one after each task alone.
+
+    Raises:
+        ValueError: when it is negative or NaN.
+    """
+    if not seconds >= 0:
+        raise ValueError(f"checkpoint_seconds={seconds} must be 0 or more; 0 writes one after every epoch")
 
 
 @contextlib.contextmanager

@@ -144,12 +144,25 @@ def test_the_command_of_a_job_is_the_job(tmp_path, monkeypatch):
         ({"set": {"pseudo_stepz": 2}}, "no method of this grid has a setting 'pseudo_stepz'"),
         ({"set": {"gdumb": {"epochs": 2}}}, r"\[set.gdumb\] is for no stream or method of this grid"),
         ({"set": {"er": {"pseudo_steps": 2}}}, "er on split-fashion-mnist has no setting 'pseudo_steps'"),
+        ({"memory": [5], "set": {"memory": 6}}, r"memory is asked for twice: as a list, and in \[set\]; give one"),
+        ({"memory": [5], "set": {"er": {"memory": 6}}}, r"memory is asked for twice: as a list, and in \[set\.er\]"),
+        ({"set": {"epochs": 2.0}}, r"epochs=2\.0 must be a whole number"),
+        ({"set": {"epochs": True}}, "epochs=True must be a whole number"),
+        ({"seeds": [1.0]}, "seeds must be a list of whole numbers"),
+        ({"streams": [""]}, "the stream's name is empty"),
         ({"set": {"epochs": "many"}}, "epochs=many must be a whole number"),
     ],
 )
 def test_a_grid_that_asks_for_what_is_not_there_runs_nothing(changed, sentence, tmp_path):
     with pytest.raises(ValueError, match=sentence):
         grid.jobs(description(**changed), tmp_path)
+
+
+@pytest.mark.parametrize(("seconds", "workers"), [(float("nan"), 1), (-1.0, 1), (60.0, 0)])
+def test_a_grid_that_cannot_be_run_as_asked_starts_nothing(seconds, workers, tmp_path):
+    with pytest.raises(ValueError, match="must be"):
+        grid.run_all(grid.jobs(description(), tmp_path), checkpoint_seconds=seconds, workers=workers)
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_example_in_the_help_is_a_grid(tmp_path):
