@@ -36,10 +36,9 @@ def main(arguments: argparse.Namespace) -> int:
     from metasp_lite.continual import grid
 
     outcomes = grid.run_all(
-        grid.read_grid(arguments.file, arguments.out),
+        grid.read_grid(arguments.file, arguments.out, arguments.threads),
         workers=arguments.workers or grid.default_workers(),
         dask=arguments.dask,
-        threads=arguments.threads,
         checkpoint_seconds=arguments.checkpoint_seconds,
     )
     print(_report(outcomes))

@@ -23,6 +23,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--set", action="append", default=[], metavar="NAME=VALUE", help="a setting of stream, recipe or method"
     )
+    parser.add_argument(
+        "--threads", type=int, metavar="N", help="with another number sums round differently (default: torch's)"
+    )
     parser.add_argument("--profile", choices=settings.PROFILES, help="default: METASP_PROFILE, else lite")
     parser.add_argument(
         "--checkpoint-seconds", type=float, default=60.0, metavar="S", help="default: 60; 0: after every epoch"
@@ -31,12 +34,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def main(arguments: argparse.Namespace) -> int:
     """Run or go on with one run, and say how accurate it is at the end."""
-    overrides = {}
+    overrides: dict[str, str] = {}
     for text in arguments.set:
         name, equals, value = text.partition("=")
         if not equals:
             raise ValueError(f"--set {text}: write it as name=value")
-        overrides[name.strip()] = value.strip()
+        if (name := name.strip()) in overrides:
+            raise ValueError(f"--set {name} is given twice, as {overrides[name]} and as {value.strip()}; give it once")
+        overrides[name] = value.strip()
     from metasp_lite.continual import presets, training
 
     run = presets.build(
@@ -47,7 +52,9 @@ def main(arguments: argparse.Namespace) -> int:
         memory=arguments.memory,
         overrides=overrides,
     )
-    result = training.train(run, arguments.out, checkpoint_seconds=arguments.checkpoint_seconds)
+    result = training.train(
+        run, arguments.out, threads=arguments.threads, checkpoint_seconds=arguments.checkpoint_seconds
+    )
     for setting in ("class_incremental", "task_incremental"):
         accuracy, change = result[setting]["a_inf"], result[setting]["bwt"]
         forgetting = "" if change is None else f", backward transfer {change:+.4f}"

@@ -26,8 +26,10 @@ class Buffer:
         """Begin empty, for uint8 images of ``shape`` (C, H, W).
 
         Raises:
-            ValueError: when ``capacity`` is below 1.
+            ValueError: when ``capacity`` is below 1, or no whole number.
         """
+        if type(capacity) is not int:
+            raise ValueError(f"a memory of {capacity!r} examples cannot be; give a whole number")
         if capacity < 1:
             raise ValueError(f"a memory of {capacity} examples cannot hold any; give at least 1")
         self.images = torch.zeros(capacity, *shape, dtype=torch.uint8, device=device)
@@ -56,23 +58,53 @@ class Buffer:
         return int((self.labels >= 0).sum())
 
     def read(self, slots: Tensor) -> Memories:
-        """Return what lies in ``slots (k,)``."""
-        return Memories(slots, self.images[slots], self.labels[slots])
+        """Return what lies in ``slots (k,)``.
+
+        Raises:
+            ValueError: when a slot does not exist.
+        """
+        self._check_slots(slots)
+        return self._read(slots)
 
     def sample(self, count: int, generator: torch.Generator) -> Memories:
-        """Draw ``count`` different examples, or all where there are fewer, each equally likely."""
+        """Draw ``count`` different examples, or all where there are fewer, each equally likely.
+
+        Raises:
+            ValueError: when ``count`` is negative, or no whole number.
+        """
+        if type(count) is not int or count < 0:
+            raise ValueError(f"a sample of {count!r} examples cannot be drawn; ask for a whole number, 0 or more")
         filled = self.filled
         order = torch.randperm(len(filled), generator=generator)[:count]
-        return self.read(filled[order.to(filled.device)])
+        return self._read(filled[order.to(filled.device)])
 
     def put(self, slots: Tensor, images: Tensor, labels: Tensor, task: int) -> None:
-        """Store examples in ``slots (k,)``, over what lay there."""
+        """Store examples in ``slots (k,)``, over what lay there.
+
+        Raises:
+            ValueError: when a slot does not exist or is named twice, or when images or labels are not as the memory's.
+        """
+        self._check_slots(slots)
+        self._check_examples(images, labels, len(slots))
+        if len(slots.unique()) < len(slots):
+            raise ValueError(f"one slot cannot hold two examples; name each of {slots.tolist()} once")
+        self._put(slots, images, labels, task)
+
+    def _read(self, slots: Tensor) -> Memories:
+        return Memories(slots, self.images[slots], self.labels[slots])
+
+    def _put(self, slots: Tensor, images: Tensor, labels: Tensor, task: int) -> None:
         self.images[slots], self.labels[slots], self.tasks[slots] = images, labels, task
         for column in self.columns.values():
             column[slots] = 0
 
     def drop(self, slots: Tensor) -> None:
-        """Empty ``slots (k,)``."""
+        """Empty ``slots (k,)``.
+
+        Raises:
+            ValueError: when a slot does not exist.
+        """
+        self._check_slots(slots)
         self.labels[slots] = -1
         self.tasks[slots] = -1
 
@@ -80,7 +112,11 @@ class Buffer:
         """Offer a batch; of all examples ever offered, each is in the buffer with the same probability (Vitter, 1985).
 
         Returns ``(B,)`` the slot each was put in, or -1; of two put in one slot the later stays.
+
+        Raises:
+            ValueError: when images or labels are not as the memory's.
         """
+        self._check_examples(images, labels, len(labels))
         slots = torch.full((len(labels),), -1)
         for i in range(len(labels)):
             if self.offered < self.capacity:
@@ -92,8 +128,23 @@ class Buffer:
         last = {int(slot): i for i, slot in enumerate(slots) if slot >= 0}
         chosen = torch.tensor(list(last.values()), dtype=torch.int64, device=self.labels.device)
         targets = torch.tensor(list(last), dtype=torch.int64, device=self.labels.device)
-        self.put(targets, images[chosen], labels[chosen], task)
+        self._put(targets, images[chosen], labels[chosen], task)
         return slots.to(self.labels.device)
+
+    def _check_slots(self, slots: Tensor) -> None:
+        if slots.ndim != 1 or slots.dtype != torch.int64:
+            raise ValueError(f"slots are {slots.dtype} {tuple(slots.shape)}; pass int64 (k,)")
+        if len(slots) and not (int(slots.min()) >= 0 and int(slots.max()) < self.capacity):
+            raise ValueError(f"slots are in {int(slots.min())}..{int(slots.max())}; pass 0..{self.capacity - 1}")
+
+    def _check_examples(self, images: Tensor, labels: Tensor, count: int) -> None:
+        wanted = (count, *self.images.shape[1:])
+        if images.dtype != torch.uint8 or tuple(images.shape) != wanted:
+            raise ValueError(f"images are {images.dtype} {tuple(images.shape)}; pass uint8 {wanted}")
+        if labels.dtype != torch.int64 or tuple(labels.shape) != (count,):
+            raise ValueError(f"labels are {labels.dtype} {tuple(labels.shape)}; pass int64 ({count},)")
+        if count and int(labels.min()) < 0:
+            raise ValueError(f"labels must be 0 or more, not {int(labels.min())}: -1 marks an empty slot")
 
     def state_dict(self) -> dict[str, object]:
         """Return everything, for a checkpoint."""

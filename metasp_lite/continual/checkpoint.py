@@ -69,7 +69,8 @@ def require_same(path: Path, there: Mapping[str, object], here: Mapping[str, obj
     names = [name for name in {**old, **new} if old.get(name) != new.get(name)]
     if names:
         differing = "; ".join(f"{name} is {old.get(name)!r} there and {new.get(name)!r} here" for name in names)
-        raise ValueError(f"{path} is of another run ({differing}); give another folder")
+        same = f", or go on with --threads {old['threads']}" if names == ["threads"] else ""
+        raise ValueError(f"{path} is of another run ({differing}); give another folder{same}")
 
 
 def _flat(nested: Mapping[str, object], prefix: str = "") -> dict[str, object]:

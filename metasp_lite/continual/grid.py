@@ -19,9 +19,9 @@ from tqdm.auto import tqdm
 from metasp_lite import settings
 from metasp_lite.continual import presets, streams
 from metasp_lite.continual.methods.base import MemorySettings
-from metasp_lite.continual.run import Run, finished
+from metasp_lite.continual.run import Run, finished, identity
 from metasp_lite.continual.streams import Stream, StreamSettings
-from metasp_lite.continual.training import InUseError, train
+from metasp_lite.continual.training import InUseError, check_checkpoint_seconds, computing_with, train
 from metasp_lite.memory import forget_peak
 from metasp_lite.settings import Profile
 
@@ -36,6 +36,7 @@ class Job:
     name: str
     run: Run
     out: Path
+    threads: int  # that compute it: with another number it would round differently
     command: str  # does the same alone
 
 
@@ -48,21 +49,23 @@ class Outcome:
     error: str = ""
 
 
-def read_grid(path: Path, out: Path) -> list[Job]:
-    """Return the runs that a TOML file asks for, each with its own folder below ``out``.
+def read_grid(path: Path, out: Path, threads: int = 1) -> list[Job]:
+    """Return the runs that a TOML file asks for, each with its own folder below ``out``, on so many threads.
 
     Raises:
         ValueError: when the file is no TOML, or asks for something that does not exist.
     """
     try:
-        return jobs(tomllib.loads(path.read_text(encoding="utf-8")), out)
+        return jobs(tomllib.loads(path.read_text(encoding="utf-8")), out, threads)
     except ValueError as error:  # so are TOML's own errors, and those of texts that are not UTF-8
         raise ValueError(f"{path}: {error}") from error
 
 
-def jobs(description: Mapping[str, object], out: Path) -> list[Job]:
+def jobs(description: Mapping[str, object], out: Path, threads: int = 1) -> list[Job]:
     """Return the product of what ``description`` lists, as ``settings.GRID_EXAMPLE`` shows; without memory one."""
     grid = _read(description)
+    if threads < 1:
+        raise ValueError(f"threads={threads} must be at least 1")
     result: dict[str, Job] = {}
     used: set[str] = set()
     for stream, method, size, seed in itertools.product(grid.streams, grid.methods, grid.memory, grid.seeds):
@@ -75,7 +78,10 @@ def jobs(description: Mapping[str, object], out: Path) -> list[Job]:
         if name in result and result[name].run != run:
             raise ValueError(f"two different runs would be called {name}; give the folders of images different names")
         folder = out.absolute() / name
-        result[name] = Job(name, run, folder, _command(stream, method, memory, seed, grid.profile, overrides, folder))
+        words = ["train", "--profile", grid.profile, "--stream", stream, "--method", method, "--seed", str(seed)]
+        words += [] if memory is None else ["--memory", str(memory)]
+        words += ["--threads", str(threads), *_set(overrides), "--out", str(folder)]
+        result[name] = Job(name, run, folder, threads, shlex.join(["python", "-m", "metasp_lite", *words]))
     if unused := sorted(set(grid.shared) - used):
         raise ValueError(f"no method of this grid has a setting {', '.join(map(repr, unused))}")
     return list(result.values())
@@ -110,6 +116,11 @@ def _read(description: Mapping[str, object]) -> _Grid:
     if not isinstance(chosen, dict):
         raise ValueError(f"set must be a table; {_reads_like_this()}")
     own = {name: value for name, value in chosen.items() if isinstance(value, dict)}
+    if "memory" in description and (
+        twice := [where for where, each in (("set", chosen), *own.items()) if "memory" in each]
+    ):
+        where = "set" if twice[0] == "set" else f"set.{twice[0]}"
+        raise ValueError(f"memory is asked for twice: as a list, and in [{where}]; give one")
     if strangers := sorted(set(own) - {*chosen_streams, *chosen_methods}):
         raise ValueError(f"[set.{strangers[0]}] is for no stream or method of this grid")
     shared = {name: value for name, value in chosen.items() if name not in own}
@@ -135,15 +146,12 @@ def _overrides(grid: _Grid, stream: str, method: str) -> dict[str, object]:
     return {**shared, **grid.own.get(stream, {}), **grid.own.get(method, {})}
 
 
-def _command(
-    stream: str, method: str, memory: int | None, seed: int, profile: str, overrides: Mapping[str, object], out: Path
-) -> str:
-    words = ["python", "-m", "metasp_lite", "train", "--profile", profile, "--stream", stream, "--method", method]
-    words += [] if memory is None else ["--memory", str(memory)]
-    words += ["--seed", str(seed)]
+def _set(overrides: Mapping[str, object]) -> list[str]:
+    """Return the words that change settings on a command line."""
+    words = []
     for name, value in overrides.items():
         words += ["--set", f"{name}={str(value).lower() if isinstance(value, bool) else value}"]
-    return shlex.join([*words, "--out", str(out)])
+    return words
 
 
 def run_all(
@@ -151,20 +159,18 @@ def run_all(
     *,
     workers: int = 1,
     dask: str | None = None,
-    threads: int = 1,
     checkpoint_seconds: float = 60.0,
     progress_bar: bool | None = None,
 ) -> list[Outcome]:
     """Run all that is not finished, in ``workers`` processes or on the cluster whose scheduler is at ``dask``.
 
-    A run that fails does not stop the others, nor does one whose worker dies: it goes on from its checkpoint.  Every
-    run computes with ``threads`` threads: with another number it would round differently.
+    A run that fails does not stop the others, nor does one whose worker dies: it goes on from its checkpoint.
     """
-    outcomes: dict[str, Outcome] = {}
-    for job in chosen:
-        with contextlib.suppress(ValueError):  # the run itself will say it
-            if finished(job.run, job.out) is not None:
-                outcomes[job.name] = Outcome(job, "skipped")
+    check_checkpoint_seconds(checkpoint_seconds)
+    if workers < 1:
+        raise ValueError(f"workers={workers} must be at least 1")
+    outcomes = {job.name: Outcome(job, "skipped") for job in chosen if _finished(job)}
+    _stream.cache_clear()
     with (
         _backend(workers, dask) as parallel,
         tqdm(
@@ -175,7 +181,7 @@ def run_all(
         ) as bar,
     ):
         todo = [job for job in chosen if job.name not in outcomes]
-        for job, error in _each(parallel, todo, threads, checkpoint_seconds):
+        for job, error in _each(parallel, todo, checkpoint_seconds):
             outcomes[job.name] = Outcome(job, "failed" if error else "finished", error or "")
             bar.update()
             bar.set_postfix(failed=sum(outcome.state == "failed" for outcome in outcomes.values()))
@@ -183,7 +189,7 @@ def run_all(
 
 
 def _each(
-    parallel: Callable[[], joblib.Parallel], todo: Sequence[Job], threads: int, checkpoint_seconds: float
+    parallel: Callable[[], joblib.Parallel], todo: Sequence[Job], checkpoint_seconds: float
 ) -> Iterator[tuple[Job, str | None]]:
     """Run jobs and yield each with its error, as they end.
 
@@ -194,7 +200,7 @@ def _each(
     left = {job.name: job for job in todo}
 
     def attempt(some: Iterable[Job]) -> Iterator[tuple[Job, str | None]]:
-        tasks = (joblib.delayed(_run_one)(job, threads, checkpoint_seconds) for job in list(some))
+        tasks = (joblib.delayed(_run_one)(job, checkpoint_seconds) for job in list(some))
         for name, error in parallel()(tasks):
             yield left.pop(name), error
 
@@ -228,24 +234,38 @@ def _backend(workers: int, dask: str | None) -> Iterator[Callable[[], joblib.Par
             config["backend"].client.close()
 
 
-def _run_one(job: Job, threads: int, checkpoint_seconds: float) -> tuple[str, str | None]:
+def _finished(job: Job) -> bool:
+    """Whether the job's result is there already, of the images that are here now; anything odd the run itself says."""
+    if not (job.out / "result.json").exists():
+        return False
+    try:
+        with computing_with(job.threads):
+            return finished(job.out, identity(job.run, _stream(job.run.stream))) is not None
+    except (OSError, ValueError):
+        return False
+
+
+def _run_one(job: Job, checkpoint_seconds: float) -> tuple[str, str | None]:
     """Run one job in a worker; return its name and, when it fails, the error as a sentence.
 
     Called again after its worker has died, it goes on from the checkpoint.
     """
     with _ONE_RUN:
-        before = torch.get_num_threads()
-        torch.set_num_threads(threads)
         try:
             forget_peak()
-            stream = _stream(job.run.stream)
-            train(job.run, job.out, stream=stream, checkpoint_seconds=checkpoint_seconds, progress_bar=False, wait=10)
+            train(
+                job.run,
+                job.out,
+                stream=_stream(job.run.stream),
+                checkpoint_seconds=checkpoint_seconds,
+                threads=job.threads,
+                progress_bar=False,
+                wait=10,
+            )
         except (OSError, ValueError, FloatingPointError, InUseError) as error:
             return job.name, str(error)
         except Exception as error:  # a defect in one run must not stop the others
             return job.name, f"{type(error).__name__}: {error}"
-        finally:
-            torch.set_num_threads(before)
     return job.name, None
 
 

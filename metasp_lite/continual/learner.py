@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from metasp_lite.calculus.losses import Examples
+from metasp_lite.continual.fields import check_types
 from metasp_lite.continual.streams import Stream, Task
 from metasp_lite.networks import NETWORKS
 
@@ -33,12 +34,18 @@ class Recipe:
 
     def __post_init__(self) -> None:
         """Refuse numbers that no training can follow."""
+        check_types(self)
         if self.network not in NETWORKS:
             raise ValueError(f"network={self.network!r} does not exist; give one of: {', '.join(NETWORKS)}")
         if self.epochs < 1 or self.batch < 1:
             raise ValueError(f"epochs={self.epochs} and batch={self.batch} must be at least 1")
         if not (0 < self.lr < float("inf")):
             raise ValueError(f"lr={self.lr} must be positive and finite")
+        for name in ("momentum", "weight_decay"):
+            if (value := getattr(self, name)) < 0:
+                raise ValueError(f"Invalid {name} value: {value}; give 0 or more")
+        if self.nesterov and self.momentum == 0:
+            raise ValueError("nesterov=True needs momentum; give momentum above 0 (--set momentum=0.9)")
 
 
 class Batch(NamedTuple):

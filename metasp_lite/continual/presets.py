@@ -2,15 +2,13 @@
 
 import dataclasses
 import math
-import types
-import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from metasp_lite import settings
-from metasp_lite.continual import methods
+from metasp_lite.continual import fields, methods
 from metasp_lite.continual.learner import Recipe
 from metasp_lite.continual.methods.base import Method, MethodSettings
 from metasp_lite.continual.run import Run
@@ -49,7 +47,7 @@ _FULL = {
     "split-mini-imagenet": _Preset(StreamSettings("mini-imagenet", 20, size=84, padding=8, flip=True), _RESNET, 500),
 }
 STREAMS: dict[Profile, dict[str, _Preset]] = {"lite": _LITE, "full": _FULL}
-_ANY_FOLDER = StreamSettings("", classes_per_task=2)
+_ANY_FOLDER = StreamSettings(".", classes_per_task=2)  # of which only the second holds
 _FOLDERS: dict[Profile, _Preset] = {
     "lite": _Preset(_ANY_FOLDER, _CNN, memory=200),
     "full": _Preset(_ANY_FOLDER, _RESNET, memory=500),
@@ -76,15 +74,19 @@ def build(
         ValueError: for a stream, method or setting that does not exist, or a value that it cannot have.
     """
     kind = _method(method).Settings
-    if memory is not None and "memory" not in _fields(kind):
+    if memory is not None and "memory" not in fields.types_of(kind):
         raise ValueError(f"{method} has no memory; leave the memory size out")
+    if memory is not None and "memory" in (overrides or {}):
+        raise ValueError(f"memory is asked for twice: {memory}, and {(overrides or {})['memory']} by name; give one")
     changes = overrides or {}
     for name in changes:
         if name not in names(method):
             raise ValueError(f"{method} on {stream} has no setting {name!r}; there are: {', '.join(names(method))}")
+    if profile is not None and profile not in STREAMS:
+        raise ValueError(f"profile={profile!r} must be one of: {', '.join(STREAMS)}")
     preset = _preset(stream, profile or settings.profile())
     defaults = {"memory": preset.memory if memory is None else memory, "late_epochs": preset.late_epochs}
-    own = {name: value for name, value in defaults.items() if name in _fields(kind)}
+    own = {name: value for name, value in defaults.items() if name in fields.types_of(kind)}
     recipe = dataclasses.replace(preset.recipe, lr=_RATES.get(method, preset.recipe.lr))
     return Run(
         dataclasses.replace(preset.stream, **_changes_of(StreamSettings, changes)),
@@ -97,13 +99,13 @@ def build(
 
 def names(method: str) -> list[str]:
     """Return what ``overrides`` may change: settings of the stream, the recipe and the method."""
-    return [name for part in (StreamSettings, Recipe, _method(method).Settings) for name in _fields(part)]
+    return [name for part in (StreamSettings, Recipe, _method(method).Settings) for name in fields.types_of(part)]
 
 
 def _changes_of(kind: type[_Part], changes: Mapping[str, object]) -> dict[str, Any]:
     """Return those of ``changes`` that belong to ``kind``, each as the type that its field names when this runs."""
-    fields = _fields(kind)
-    return {name: _converted(name, value, fields[name]) for name, value in changes.items() if name in fields}
+    wanted = fields.types_of(kind)
+    return {name: _converted(name, value, wanted[name]) for name, value in changes.items() if name in wanted}
 
 
 def _converted(name: str, value: object, wanted: object) -> object:
@@ -114,14 +116,12 @@ def _converted(name: str, value: object, wanted: object) -> object:
     Raises:
         ValueError: when it is not of that type, or not a finite number; the message names the setting and its type.
     """
-    options = typing.get_args(wanted) if isinstance(wanted, types.UnionType) else (wanted,)
-    if type(None) in options and (value is None or (isinstance(value, str) and value.lower() == "none")):
+    kind, optional = fields.kind_of(wanted)
+    if optional and (value is None or (isinstance(value, str) and value.lower() == "none")):
         return None
-    kind = next(option for option in options if option is not type(None))
     result = _read(value, kind)
     if result is None or (isinstance(result, float) and not math.isfinite(result)):
-        what = {int: "a whole number", float: "a finite number", bool: "true or false", str: "a text"}[kind]
-        raise ValueError(f"{name}={value} must be {what}{' or none' if len(options) > 1 else ''}")
+        raise ValueError(f"{name}={value} must be {fields.IN_WORDS[kind]}{' or none' if optional else ''}")
     return result
 
 
@@ -147,13 +147,9 @@ def _method(name: str) -> type[Method]:
     return methods.METHODS[name]
 
 
-def _fields(kind: type[_Part]) -> dict[str, object]:
-    """Return the names of a dataclass's fields and their types."""
-    hints = typing.get_type_hints(kind)
-    return {field.name: hints[field.name] for field in dataclasses.fields(kind)}
-
-
 def _preset(name: str, profile: Profile) -> _Preset:
+    if not name.strip():
+        raise ValueError("the stream's name is empty; give a stream or a folder of images, . for the current one")
     known = STREAMS[profile]
     if name in known:
         return known[name]

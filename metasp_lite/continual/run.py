@@ -3,16 +3,21 @@
 import dataclasses
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from metasp_lite import results
-from metasp_lite.continual import checkpoint, methods
+from metasp_lite.continual import checkpoint, methods, streams
 from metasp_lite.continual.accuracy import Accuracies, summarise
 from metasp_lite.continual.learner import Recipe
 from metasp_lite.continual.methods.base import MethodSettings
 from metasp_lite.continual.streams import Stream, StreamSettings
+
+_SURROUNDINGS = ("images", "device", "threads")  # beside the run, what decides its result
 
 
 @dataclass(frozen=True)
@@ -32,6 +37,8 @@ class Run:
         wanted = methods.METHODS[self.method].Settings
         if type(self.settings) is not wanted:
             raise ValueError(f"{self.method} takes {wanted.__name__}, not {type(self.settings).__name__}")
+        if type(self.seed) is not int:
+            raise ValueError(f"seed={self.seed!r} must be a whole number")
         if not 0 <= self.seed < 2**63:
             raise ValueError(f"seed={self.seed} must be 0 or more, and below 2**63")
         part: StreamSettings | Recipe | MethodSettings
@@ -59,26 +66,50 @@ class Progress:
     begun_with: dict[str, object] = field(default_factory=results.provenance)
 
 
-def finished(run: Run, out: Path) -> dict[str, Any] | None:
-    """Return the result in ``out`` as JSON has it, or None where there is none.
+def identity(run: Run, stream: Stream) -> dict[str, object]:
+    """Return all that decides a result, as plain values: the run, its images and labels, and how numbers are rounded.
+
+    On a CPU the number of threads decides in what order sums are taken; None on a GPU, where it does not.
+    """
+    device = stream.images.device.type
+    threads = torch.get_num_threads() if device == "cpu" else None
+    return {**run.as_dict(), "images": streams.fingerprint(stream), "device": device, "threads": threads}
+
+
+def finished(out: Path, here: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return the result in ``out`` as JSON has it, or None where there is none; ``here`` is the run's ``identity``.
+
+    What an older result does not say (of its images it knew the source alone) cannot contradict.
 
     Raises:
-        ValueError: when it is of another run, or no result at all.
+        ValueError: when it is of another run, of other images or another number of threads, or no result at all.
     """
     path = out / "result.json"
     try:
         result = json.loads(path.read_text(encoding="utf-8"))
-        there = dict(result["run"])
+        there = {**result["run"], **_surroundings(result)}
     except FileNotFoundError:
         return None
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is not the result of a run; move it away, or give another folder") from error
-    checkpoint.require_same(path, there, run.as_dict())
+    said = {name: value for name, value in here.items() if name in there or name not in _SURROUNDINGS}
+    said["images"] = {name: value for name, value in here["images"].items() if name in there["images"]}
+    checkpoint.require_same(path, there, said)
     return result
 
 
-def summary(run: Run, stream: Stream, progress: Progress, *, scores_last_only: bool) -> dict[str, object]:
-    """Sum up a run that has come to its end, as ``result.json`` holds it.
+def _surroundings(result: dict[str, Any]) -> dict[str, Any]:
+    """Return what a result says of that which decided it beside its run; an older one says it as its origin."""
+    origin = {"images": {"source": result["source"]}, **result.get("obtained_with", {}), **result}
+    known = {name: origin[name] for name in _SURROUNDINGS if name in origin}
+    on_gpu = known.get("device", "cpu") != "cpu"
+    return {**known, "images": dict(known["images"]), **({"threads": None} if on_gpu else {})}
+
+
+def summary(
+    run: Run, here: Mapping[str, Any], stream: Stream, progress: Progress, *, scores_last_only: bool
+) -> dict[str, object]:
+    """Sum up a run that has come to its end, as ``result.json`` holds it; ``here`` is its ``identity``.
 
     ``scores_last_only`` leaves out the scores before the last task, where a method's mean nothing.
     """
@@ -92,6 +123,7 @@ def summary(run: Run, stream: Stream, progress: Progress, *, scores_last_only: b
     return {
         "run": run.as_dict(),
         "source": stream.source,
+        **{name: here[name] for name in _SURROUNDINGS},
         **{f"accuracy_{setting}": matrix for setting, matrix in matrices.items()},
         **{setting: dataclasses.asdict(summarise(matrix)) for setting, matrix in matrices.items()},
         "seconds_per_task": [round(each, 3) for each in progress.seconds],

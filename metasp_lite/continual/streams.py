@@ -1,11 +1,13 @@
 """Data sets cut into tasks, one after another: what a continual learner trains on."""
 
+import hashlib
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from metasp_lite import settings
+from metasp_lite.continual.fields import check_types
 from metasp_lite.images import sets, sources
 from metasp_lite.images.augment import Augmentation
 
@@ -51,8 +53,8 @@ def split(
     the subset are drawn; without one they are those of the data set.
 
     Raises:
-        ValueError: when the classes do not divide into tasks, when a class has fewer images, or when train and test
-            have other classes.
+        ValueError: when the classes do not divide into tasks, when a class has fewer images or none to test, or when
+            train and test have other classes or images of another shape.
     """
     count = len(train.classes)
     if classes_per_task < 1 or count % classes_per_task:
@@ -60,6 +62,7 @@ def split(
         raise ValueError(f"{count} classes do not divide into tasks of {classes_per_task}; give one of {divisors}")
     if train.classes != test.classes:
         raise ValueError(f"{train.name} has other classes in its test split; both splits need the same folders")
+    _require_alike(train, test)
     device = device or settings.device()
     draw = torch.Generator().manual_seed(seed) if seed is not None else None
     order = torch.arange(count) if draw is None else torch.randperm(count, generator=draw)
@@ -85,6 +88,27 @@ def split(
     )
 
 
+def _require_alike(train: sets.ImageSet, test: sets.ImageSet) -> None:
+    """Refuse splits that no one network takes, and classes of which one of them has nothing."""
+    (channels, *sides), (test_channels, *test_sides) = train.images.shape[1:], test.images.shape[1:]
+    if channels != test_channels:
+        found = f"{_coloured(channels)} training and {_coloured(test_channels)} test images"
+        raise ValueError(f"{train.name} has {found}; store both splits in one mode")
+    if sides != test_sides:
+        found = f"training images of {sides[0]}×{sides[1]} pixels and test images of {test_sides[0]}×{test_sides[1]}"
+        raise ValueError(f"{train.name} has {found}; give size=N (--set size=N) to make both N×N")
+    if 0 in train.images.shape[1:]:
+        raise ValueError(f"{train.name} has images of shape {(channels, *sides)}; give images that have pixels")
+    for part, images in (("training", train), ("test", test)):
+        counts = images.labels.bincount(minlength=len(images.classes))
+        if missing := [name for name, count in zip(images.classes, counts, strict=True) if count == 0]:
+            raise ValueError(f"class {missing[0]!r} of {images.name} has no {part} images; add some or leave it out")
+
+
+def _coloured(channels: int) -> str:
+    return {1: "grey", 3: "coloured"}.get(channels, f"{channels}-channel")
+
+
 def _subset(images: sets.ImageSet, per_class: int, draw: torch.Generator | None) -> sets.ImageSet:
     if draw is not None:
         images = images.take(torch.randperm(len(images), generator=draw))
@@ -104,6 +128,16 @@ class StreamSettings:
     class_seed: int | None = None  # draws class order and subset; None for those of the data set
     source: str | None = None  # where the data set is taken from; None for the first place that has it
 
+    def __post_init__(self) -> None:
+        """Refuse names and numbers that no stream has."""
+        check_types(self)
+        if not self.data.strip():
+            raise ValueError("data is empty; name a data set or a folder of images, . for the current one")
+        if self.padding < 0:
+            raise ValueError(f"padding={self.padding} must be 0 pixels or more")
+        if self.class_seed is not None and not 0 <= self.class_seed < 2**63:
+            raise ValueError(f"class_seed={self.class_seed} must be 0 or more, and below 2**63, or none")
+
 
 def make(chosen: StreamSettings, *, device: torch.device | None = None) -> Stream:
     """Load the data set that ``chosen`` names and cut it into tasks, on ``device`` (None: where everything runs)."""
@@ -120,3 +154,17 @@ def make(chosen: StreamSettings, *, device: torch.device | None = None) -> Strea
         flip=chosen.flip,
         device=device,
     )
+
+
+def fingerprint(stream: Stream) -> dict[str, object]:
+    """Tell a stream whose images or labels have changed under the same settings: source, shapes and SHA-256 sums."""
+    parts = {"train": (stream.images, stream.labels), "test": (stream.test_images, stream.test_labels)}
+    shapes = {f"{name} shape": list(images.shape) for name, (images, _) in parts.items()}
+    return {"source": stream.source, **shapes, "sum": [_digest(*part) for part in parts.values()]}
+
+
+def _digest(images: Tensor, labels: Tensor) -> str:
+    digest = hashlib.sha256()
+    for part in (images, labels):
+        digest.update(part.cpu().contiguous().numpy().data)
+    return digest.hexdigest()

@@ -1,10 +1,11 @@
 """One run: a method on a stream from a seed, to a stored result; stopped anywhere, it goes on as if it had not been."""
 
+import contextlib
 import dataclasses
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
@@ -19,7 +20,7 @@ from metasp_lite.continual.accuracy import Accuracies
 from metasp_lite.continual.checkpoint import load_checkpoint, save_checkpoint
 from metasp_lite.continual.learner import Learner, evaluating
 from metasp_lite.continual.methods.base import Method
-from metasp_lite.continual.run import Progress, Run, finished, summary
+from metasp_lite.continual.run import Progress, Run, finished, identity, summary
 from metasp_lite.continual.streams import Stream
 from metasp_lite.memory import peak_mib
 
@@ -62,6 +63,7 @@ def train(
     *,
     stream: Stream | None = None,
     checkpoint_seconds: float = 60.0,
+    threads: int | None = None,
     watch: Watcher | None = None,
     progress_bar: bool | None = None,
     wait: float = 0.0,
@@ -72,25 +74,56 @@ def train(
     epoch), and at the end of each task.  ``watch`` is called after each epoch and may look, not touch.  ``stream``
     saves loading it again; it must be what ``run.stream`` makes.  ``progress_bar`` None shows one on a terminal.
 
-    Deterministic for a seed, a machine and a number of threads (``torch.set_num_threads``).
+    Deterministic for a seed, a machine and a number of ``threads`` (None: as many as torch takes).
 
     Raises:
         InUseError: when another process trains in ``out`` and has not stopped after ``wait`` seconds.
-        ValueError: when ``out`` holds another run, or a checkpoint that cannot be read.
+        ValueError: when ``out`` holds another run, one of other images or threads, or a checkpoint that cannot be read.
         FloatingPointError: when a loss is not finite; names task, epoch and step, and what to try.
         OSError: when a checkpoint or the result cannot be written; the last one stays.
     """
+    check_checkpoint_seconds(checkpoint_seconds)
     out.mkdir(parents=True, exist_ok=True)
     try:
-        with filelock.FileLock(out / "lock", timeout=wait):  # the system lifts it when the process dies, however
+        # the system lifts the lock when the process dies, however
+        with computing_with(threads), filelock.FileLock(out / "lock", timeout=wait):
             files.remove_leftovers(out)
-            result = finished(run, out)
+            stream = stream or streams.make(run.stream)
+            here = identity(run, stream)
+            result = finished(out, here)
             if result is None:
-                result = _train(run, out, stream or streams.make(run.stream), checkpoint_seconds, watch, progress_bar)
+                result = _train(run, out, stream, here, checkpoint_seconds, watch, progress_bar)
             (out / "checkpoint.pt").unlink(missing_ok=True)
             return result
     except filelock.Timeout as error:
         raise InUseError(f"another process trains in {out}; wait for it, or give another folder") from error
+
+
+def check_checkpoint_seconds(seconds: float) -> None:
+    """Refuse a time between checkpoints that is none; infinity writes one after each task alone.
+
+    Raises:
+        ValueError: when it is negative or NaN.
+    """
+    if not seconds >= 0:
+        raise ValueError(f"checkpoint_seconds={seconds} must be 0 or more; 0 writes one after every epoch")
+
+
+@contextlib.contextmanager
+def computing_with(threads: int | None) -> Iterator[None]:
+    """Let torch compute with so many threads for a while (None: as before).
+
+    Raises:
+        ValueError: when there is none.
+    """
+    if threads is not None and threads < 1:
+        raise ValueError(f"threads={threads} must be at least 1")
+    before = torch.get_num_threads()
+    torch.set_num_threads(before if threads is None else threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def score(learner: Learner) -> tuple[Accuracies, Accuracies]:
@@ -115,15 +148,21 @@ def score(learner: Learner) -> tuple[Accuracies, Accuracies]:
 
 
 def _train(
-    run: Run, out: Path, stream: Stream, checkpoint_seconds: float, watch: Watcher | None, progress_bar: bool | None
+    run: Run,
+    out: Path,
+    stream: Stream,
+    here: Mapping[str, object],
+    checkpoint_seconds: float,
+    watch: Watcher | None,
+    progress_bar: bool | None,
 ) -> dict[str, Any]:
     """Go through the tasks: train each for its epochs, close it, score all tasks seen."""
     if stream.images.is_cuda:
         torch.cuda.reset_peak_memory_stats(stream.images.device)
     learner = Learner(stream, run.recipe, run.seed)
     state = _State(learner, methods.METHODS[run.method](learner, run.settings), Progress())
-    path, identity = out / "checkpoint.pt", {**run.as_dict(), "images": _fingerprint(stream)}
-    stored = load_checkpoint(path, identity, stream.images.device)
+    path = out / "checkpoint.pt"
+    stored = load_checkpoint(path, here, stream.images.device)
     if stored is not None:
         state.load_state_dict(stored)
     method, progress = state.method, state.progress
@@ -148,7 +187,7 @@ def _train(
                 if watch:
                     watch(learner, method)
                 if learner.epoch < epochs and time.monotonic() - saved >= checkpoint_seconds:
-                    save_checkpoint(path, identity, state.state_dict())
+                    save_checkpoint(path, here, state.state_dict())
                     saved = time.monotonic()
             _timed(progress, method.end_task, learner)
             _require_finite_weights(learner, method)
@@ -156,9 +195,9 @@ def _train(
                 rows.append(row)
             bar.set_postfix(_figures(learner, progress))
             learner.task_number, learner.epoch = learner.task_number + 1, 0
-            save_checkpoint(path, identity, state.state_dict())
+            save_checkpoint(path, here, state.state_dict())
             saved = time.monotonic()
-    results.write(out / "result.json", summary(run, stream, progress, scores_last_only=method.scores_last_only))
+    results.write(out / "result.json", summary(run, here, stream, progress, scores_last_only=method.scores_last_only))
     return json.loads((out / "result.json").read_text(encoding="utf-8"))
 
 
@@ -210,13 +249,6 @@ def _figures(learner: Learner, progress: Progress) -> dict[str, object]:
         row = progress.class_incremental[-1]
         figures["accuracy"] = f"{sum(row) / len(row):.3f}"
     return figures
-
-
-def _fingerprint(stream: Stream) -> dict[str, object]:
-    """Tell a stream whose images have changed under the same settings: where they come from, how many, their sum."""
-    parts = {"train": stream.images, "test": stream.test_images}
-    shapes = {f"{name} shape": list(images.shape) for name, images in parts.items()}
-    return {"source": stream.source, **shapes, "sum": [int(x.sum(dtype=torch.int64)) for x in parts.values()]}
 
 
 def _peak_mib(device: torch.device) -> float:

@@ -63,6 +63,15 @@ def test_the_list_names_every_stream_and_method(capsys):
         assert name in shown
 
 
+def in_place_of(command: list[str], change: list[str]) -> list[str]:
+    """Return the command with ``change``, without what it had in its place: a setting is given once."""
+    name, value = change[0], change[1].partition("=")[0]
+    pairs = list(zip(command[1::2], command[2::2], strict=True))
+    taken = {name} if name != "--set" else {f"--{value}"}
+    kept = [(a, b) for a, b in pairs if a not in taken and not (a == name == "--set" and b.partition("=")[0] == value)]
+    return [command[0], *(word for pair in kept for word in pair), *change]
+
+
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
@@ -83,17 +92,37 @@ def test_the_list_names_every_stream_and_method(capsys):
         ("--method sgd", "there is no method 'sgd'; give one of: fine-tune"),
         ("--method fine-tune", "fine-tune has no memory; leave the memory size out"),
         ("--stream nowhere", "there is no stream 'nowhere'; give one of: split-fashion-mnist"),
+        ("--set epochs=2.0", "epochs=2.0 must be a whole number"),
+        ("--set epochs=5 --set epochs=6", "--set epochs is given twice, as 5 and as 6; give it once"),
+        ("--set lr=0.1 --set lr=0.1", "--set lr is given twice"),
+        ("--memory 5 --set memory=6", "memory is asked for twice: 5, and 6 by name; give one"),
+        ("--set padding=-1", "padding=-1 must be 0 pixels or more"),
+        ("--set class_seed=-1", "class_seed=-1 must be 0 or more"),
+        ("--set class_seed=99999999999999999999", "class_seed=99999999999999999999 must be 0 or more, and below 2**63"),
+        ("--set data=", "data is empty; name a data set"),
+        ("--set weight_decay=-1", "Invalid weight_decay value: -1.0; give 0 or more"),
+        ("--checkpoint-seconds nan", "checkpoint_seconds=nan must be 0 or more"),
+        ("--checkpoint-seconds -1", "checkpoint_seconds=-1.0 must be 0 or more"),
+        ("--threads 0", "threads=0 must be at least 1"),
         ("--set momentum=-1", "Invalid momentum value: -1.0"),
         ("--set lr=1e30", "try a lower lr than 1e+30 (--set lr=1e+29)"),
     ],
 )
 def test_what_cannot_be_trained_ends_in_one_sentence(change, sentence, folder, tmp_path, capsys):
-    command = [*arguments_of(folder, "er"), "--out", str(tmp_path / "run"), *change.split()]
+    command = [*in_place_of(arguments_of(folder, "er"), change.split()), "--out", str(tmp_path / "run")]
     assert program.main(command) == 1
     shown = capsys.readouterr().err
     assert shown.startswith("metasp_lite: ")
     assert sentence.replace("STREAM", str(folder)) in shown
     assert "Traceback" not in shown
+
+
+@pytest.mark.parametrize("name", ["", "  "])
+def test_an_empty_name_is_no_stream(name, tmp_path, capsys):
+    """``Path("")`` would be the current folder."""
+    assert program.main(["train", "--stream", name, "--method", "er", "--out", str(tmp_path / "run")]) == 1
+    assert "the stream's name is empty; give a stream or a folder" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_stream_that_is_not_here_says_how_to_get_it(tmp_path, monkeypatch, capsys):

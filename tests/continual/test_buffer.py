@@ -266,3 +266,57 @@ def test_chance_decides_among_equals():
 def test_more_than_there_are_cannot_be_chosen(count):
     with pytest.raises(ValueError, match=f"{count} of 3 examples cannot be chosen"):
         balanced_choice(torch.zeros(3, dtype=torch.int64), count, None, generator())
+
+
+@pytest.mark.parametrize("count", [-1, -5, 2.0, True])
+def test_a_sample_of_no_possible_size_is_refused(count):
+    with pytest.raises(ValueError, match=f"a sample of {count} examples cannot be drawn"):
+        filled_buffer().sample(count, generator())
+
+
+IMAGES, LABELS = marked([1, 2])
+SLOTS = torch.tensor([0, 1])
+
+
+@pytest.mark.parametrize(
+    ("slots", "images", "labels", "sentence"),
+    [
+        (torch.tensor([3, 3]), IMAGES, LABELS, r"one slot cannot hold two examples; name each of \[3, 3\] once"),
+        (torch.tensor([0, 5]), IMAGES, LABELS, r"slots are in 0\.\.5; pass 0\.\.4"),
+        (torch.tensor([-1, 2]), IMAGES, LABELS, r"slots are in -1\.\.2; pass 0\.\.4"),
+        (torch.tensor([0.0, 1.0]), IMAGES, LABELS, r"slots are torch\.float32 \(2,\); pass int64"),
+        (torch.tensor([True, True]), IMAGES, LABELS, r"slots are torch\.bool"),
+        (torch.tensor(1), IMAGES, LABELS, r"slots are torch\.int64 \(\); pass int64 \(k,\)"),
+        (SLOTS, IMAGES[:1], LABELS, r"images are torch\.uint8 \(1, 1, 2, 3\); pass uint8 \(2, 1, 2, 3\)"),
+        (SLOTS, IMAGES[..., :2], LABELS, r"images are torch\.uint8 \(2, 1, 2, 2\)"),
+        (SLOTS, IMAGES[:, :, :1], LABELS, r"images are torch\.uint8 \(2, 1, 1, 3\)"),
+        (SLOTS, IMAGES.float(), LABELS, r"images are torch\.float32"),
+        (SLOTS, IMAGES, LABELS[:1], r"labels are torch\.int64 \(1,\); pass int64 \(2,\)"),
+        (SLOTS, IMAGES, LABELS.double(), r"labels are torch\.float64"),
+        (SLOTS, IMAGES, LABELS - 3, r"labels must be 0 or more, not -2"),
+    ],
+)
+def test_what_cannot_be_put_is_refused_and_the_memory_stays_as_it_was(slots, images, labels, sentence):
+    buffer = filled_buffer()
+    before = copy.deepcopy(buffer.state_dict())
+    with pytest.raises(ValueError, match=sentence):
+        buffer.put(slots, images, labels, task=1)
+    if "slot" not in sentence:
+        with pytest.raises(ValueError, match=r"pass|must be"):
+            buffer.reservoir(images, labels, 1, generator())
+    after = buffer.state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in ("images", "labels", "tasks"))
+    assert before["offered"] == after["offered"]
+
+
+@pytest.mark.parametrize("slots", [torch.tensor([5]), torch.tensor([-1]), torch.tensor([1.0])])
+def test_slots_that_do_not_exist_are_neither_read_nor_emptied(slots):
+    for act in (filled_buffer().read, filled_buffer().drop):
+        with pytest.raises(ValueError, match="slots are"):
+            act(slots)
+
+
+@pytest.mark.parametrize("capacity", [2.0, True, "3"])
+def test_a_memory_of_no_whole_number_of_slots_is_refused(capacity):
+    with pytest.raises(ValueError, match="give a whole number"):
+        Buffer(capacity, (1, 2, 3), CPU)

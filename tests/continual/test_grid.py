@@ -3,6 +3,7 @@
 import json
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -110,17 +111,22 @@ def test_a_grid_is_the_product_and_a_method_without_memory_runs_once(tmp_path):
 def test_the_command_of_a_job_is_the_job(tmp_path, monkeypatch):
     """What the report says to type makes the very same run."""
     jobs = grid.jobs(
-        description(memory=[50], set={"flip": True, "lr": 0.05, "metasp": {"pseudo_steps": 2}}), tmp_path / "a b"
+        description(memory=[50], set={"flip": True, "lr": 0.05, "metasp": {"pseudo_steps": 2}}), tmp_path / "a b", 2
     )
     seen = []
     entry = {"a_inf": 0.5, "bwt": None}
     result = dict.fromkeys(("class_incremental", "task_incremental"), entry)
-    monkeypatch.setattr(training, "train", lambda run, out, **_: seen.append((run, out)) or result)
+
+    def train(run: Run, out: Path, *, threads: int, **_: object) -> dict[str, object]:
+        seen.append((run, out, threads))
+        return result
+
+    monkeypatch.setattr(training, "train", train)
     for job in jobs:
         python, dash, name, *words = shlex.split(job.command)
         assert (python, dash, name) == ("python", "-m", "metasp_lite")
         assert program.main(words) == 0
-    assert seen == [(job.run, job.out) for job in jobs]
+    assert seen == [(job.run, job.out, 2) for job in jobs]
 
 
 @pytest.mark.parametrize(
@@ -138,12 +144,25 @@ def test_the_command_of_a_job_is_the_job(tmp_path, monkeypatch):
         ({"set": {"pseudo_stepz": 2}}, "no method of this grid has a setting 'pseudo_stepz'"),
         ({"set": {"gdumb": {"epochs": 2}}}, r"\[set.gdumb\] is for no stream or method of this grid"),
         ({"set": {"er": {"pseudo_steps": 2}}}, "er on split-fashion-mnist has no setting 'pseudo_steps'"),
+        ({"memory": [5], "set": {"memory": 6}}, r"memory is asked for twice: as a list, and in \[set\]; give one"),
+        ({"memory": [5], "set": {"er": {"memory": 6}}}, r"memory is asked for twice: as a list, and in \[set\.er\]"),
+        ({"set": {"epochs": 2.0}}, r"epochs=2\.0 must be a whole number"),
+        ({"set": {"epochs": True}}, "epochs=True must be a whole number"),
+        ({"seeds": [1.0]}, "seeds must be a list of whole numbers"),
+        ({"streams": [""]}, "the stream's name is empty"),
         ({"set": {"epochs": "many"}}, "epochs=many must be a whole number"),
     ],
 )
 def test_a_grid_that_asks_for_what_is_not_there_runs_nothing(changed, sentence, tmp_path):
     with pytest.raises(ValueError, match=sentence):
         grid.jobs(description(**changed), tmp_path)
+
+
+@pytest.mark.parametrize(("seconds", "workers"), [(float("nan"), 1), (-1.0, 1), (60.0, 0)])
+def test_a_grid_that_cannot_be_run_as_asked_starts_nothing(seconds, workers, tmp_path):
+    with pytest.raises(ValueError, match="must be"):
+        grid.run_all(grid.jobs(description(), tmp_path), checkpoint_seconds=seconds, workers=workers)
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_example_in_the_help_is_a_grid(tmp_path):
@@ -183,6 +202,28 @@ def test_finished_runs_are_skipped_failed_ones_reported_and_the_rest_is_done(fol
     (broken.out / "checkpoint.pt").unlink()
     assert program.main(command) == 0
     assert "4 runs: 1 finished, 3 skipped (finished before), 0 failed" in capsys.readouterr().out
+
+
+def test_a_finished_run_of_other_images_is_not_skipped(tmp_path):
+    images = make_folder(tmp_path / "images", classes=2)
+    jobs = grid.read_grid(file_of(tmp_path / "grid.toml", images, ["fine-tune"], [1]), tmp_path / "out")
+    assert [grid.run_all(jobs)[0].state for _ in range(2)] == ["finished", "skipped"]
+    shutil.copy(images / "train" / "class1" / "00.png", images / "train" / "class0" / "00.png")
+    (outcome,) = grid.run_all(jobs)
+    assert outcome.state == "failed"
+    assert "result.json is of another run (images.sum is " in outcome.error
+
+
+def test_a_grid_on_two_threads_says_so_in_its_results_and_its_commands(folder, tmp_path):
+    path = file_of(tmp_path / "grid.toml", folder, ["metasp-rehsel"], [1], epochs=1)
+    (job,) = grid.read_grid(path, tmp_path / "out", threads=2)
+    assert grid.run_all([job])[0].state == "finished"
+    found = json.loads((job.out / "result.json").read_text())
+    assert found["threads"] == 2
+    words = shlex.split(job.command)[3:-1]
+    assert program.main([*words, str(tmp_path / "alone")]) == 0
+    alone = json.loads((tmp_path / "alone" / "result.json").read_text())
+    assert {key: alone[key] for key in (*SAME, "threads")} == {key: found[key] for key in (*SAME, "threads")}
 
 
 def test_a_defect_in_one_run_does_not_stop_the_others(folder, tmp_path, monkeypatch):

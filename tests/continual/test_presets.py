@@ -60,3 +60,33 @@ def test_a_folder_is_a_stream_wherever_it_is_named_from(folder, monkeypatch):
     below = presets.build(folder.name, "er", 1)
     assert below.stream.data == folder.name
     assert torch.equal(streams.make(below.stream).images, streams.make(absolute.stream).images)
+
+
+@pytest.mark.parametrize(
+    ("make", "sentence"),
+    [
+        (lambda: Recipe("mlp", epochs=2.0), r"epochs=2\.0 must be a whole number"),
+        (lambda: Recipe("mlp", epochs=True), r"epochs=True must be a whole number"),
+        (lambda: Recipe("mlp", epochs=1, batch="32"), r"batch='32' must be a whole number"),
+        (lambda: Recipe("mlp", epochs=1, lr="0.1"), r"lr='0\.1' must be a finite number"),
+        (lambda: Recipe("mlp", epochs=1, momentum=True), r"momentum=True must be a finite number"),
+        (lambda: Recipe("mlp", epochs=1, nesterov=1), r"nesterov=1 must be true or false"),
+        (lambda: Recipe("mlp", epochs=1, nesterov=True), r"nesterov=True needs momentum"),
+        (lambda: Recipe(3, epochs=1), r"network=3 must be a text"),
+        (lambda: StreamSettings("mnist", 2.0), r"classes_per_task=2\.0 must be a whole number"),
+        (lambda: StreamSettings("mnist", 2, per_class=1.5), r"per_class=1\.5 must be a whole number or none"),
+        (lambda: StreamSettings("mnist", 2, size=True), r"size=True must be a whole number or none"),
+        (lambda: StreamSettings("", 2), "data is empty"),
+        (lambda: METHODS["er"].Settings(memory=2.5), r"memory=2\.5 must be a whole number"),
+        (lambda: METHODS["gdumb"].Settings(dumb_epochs=3.0), r"dumb_epochs=3\.0 must be a whole number"),
+        (lambda: presets.build("split-fashion-mnist", "er", 1.0), r"seed=1\.0 must be a whole number"),
+        (lambda: presets.build("split-fashion-mnist", "er", True), r"seed=True must be a whole number"),
+        (lambda: presets.build("split-fashion-mnist", "er", 1, memory=9.0), r"memory=9\.0 must be a whole number"),
+        (lambda: presets.build("split-fashion-mnist", "er", 1, memory=5, overrides={"memory": 6}), "asked for twice"),
+        (lambda: presets.build("split-fashion-mnist", "er", 1, profile="huge"), "profile='huge' must be one of"),
+        (lambda: presets.build("", "er", 1), "the stream's name is empty"),
+    ],
+)
+def test_settings_of_another_type_are_refused_whoever_makes_them(make, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        make()

@@ -4,14 +4,18 @@ import dataclasses
 import errno
 import json
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers.tiny_stream import run_on, stop_at
+import torch
+from helpers.tiny_stream import Stopped, make_folder, run_on, stop_at
+from PIL import Image
 
 from metasp_lite import files, results
-from metasp_lite.continual import training
+from metasp_lite.continual import streams, training
+from metasp_lite.continual.run import finished
 
 
 def test_a_result_holds_what_is_needed_to_read_and_repeat_it(folder, stream, tmp_path):
@@ -57,6 +61,87 @@ def test_a_finished_run_is_returned_without_training(folder, stream, tmp_path):
     (tmp_path / "result.json").write_text("[1, 2]")
     with pytest.raises(ValueError, match=r"result\.json is not the result of a run"):
         training.train(run, tmp_path)
+
+
+def test_a_finished_run_of_other_images_or_labels_is_not_returned(tmp_path):
+    """One picture's pixels, then two pictures exchanged between classes: sizes, names and the sum of all stay."""
+    folder = make_folder(tmp_path / "images")
+    run, out = run_on(folder, "fine-tune"), tmp_path / "out"
+    first = training.train(run, out)
+    one, other = (folder / "train" / f"class{label}" / "00.png" for label in (0, 1))
+    kept, exchanged = one.read_bytes(), other.read_bytes()
+    changes = {one: np.zeros((8, 8, 3), np.uint8)}, {one: exchanged, other: kept}, {folder / "test/class0/00.png": kept}
+    for change in changes:
+        before = {path: path.read_bytes() for path in change}
+        for path, content in change.items():
+            if isinstance(content, bytes):
+                path.write_bytes(content)
+            else:
+                Image.fromarray(content).save(path)
+        with pytest.raises(ValueError, match=r"result\.json is of another run \(images\.sum is .* there and .* here\)"):
+            training.train(run, out)
+        for path, content in before.items():
+            path.write_bytes(content)
+        assert training.train(run, out) == first
+
+
+def test_labels_exchanged_between_stop_and_resume_are_seen(folder, stream, tmp_path):
+    run = run_on(folder, "er")
+    with pytest.raises(Stopped):
+        training.train(run, tmp_path, stream=stream, checkpoint_seconds=0, watch=stop_at(2))
+    labels = stream.labels.clone()
+    labels[[0, 10]] = labels[[10, 0]]
+    assert labels[0] != stream.labels[0]
+    with pytest.raises(ValueError, match=r"checkpoint\.pt is of another run \(images\.sum is "):
+        training.train(run, tmp_path, stream=dataclasses.replace(stream, labels=labels))
+
+
+def test_a_run_goes_on_and_is_finished_on_its_number_of_threads_alone(folder, stream, tmp_path):
+    run = run_on(folder, "er")
+    with pytest.raises(Stopped):
+        training.train(run, tmp_path, stream=stream, checkpoint_seconds=0, threads=1, watch=stop_at(2))
+    sentence = r"another run \(threads is 1 there and 2 here\); give another folder, or go on with --threads 1"
+    with pytest.raises(ValueError, match=sentence):
+        training.train(run, tmp_path, stream=stream, threads=2)
+    before = torch.get_num_threads()
+    first = training.train(run, tmp_path, stream=stream, threads=1)
+    assert (first["threads"], first["device"]) == (1, stream.images.device.type)
+    with pytest.raises(ValueError, match=sentence):
+        training.train(run, tmp_path, stream=stream, threads=2)
+    assert torch.get_num_threads() == before
+    with pytest.raises(ValueError, match="threads=0 must be at least 1"):
+        training.train(run, tmp_path, stream=stream, threads=0)
+
+
+def test_an_older_result_is_finished_where_nothing_contradicts(folder, stream, tmp_path):
+    """Of its images it says only the source; its threads and device stand with what it was obtained with."""
+    run, path = run_on(folder, "fine-tune"), tmp_path / "result.json"
+    result = training.train(run, tmp_path, stream=stream, threads=1)
+    older = {name: value for name, value in result.items() if name not in ("images", "threads", "device")}
+    path.write_text(json.dumps(older))
+    assert training.train(run, tmp_path, stream=stream, threads=1) == older
+    with pytest.raises(ValueError, match=r"threads is 1 there and 2 here"):
+        training.train(run, tmp_path, stream=stream, threads=2)
+    with pytest.raises(ValueError, match=r"images\.source is .* there and 'elsewhere' here"):
+        training.train(run, tmp_path, stream=dataclasses.replace(stream, source="elsewhere"), threads=1)
+    del older["obtained_with"]  # older still
+    path.write_text(json.dumps(older))
+    assert training.train(run, tmp_path, stream=stream, threads=2) == older
+    path.write_text(json.dumps({**older, "obtained_with": {"device": "other", "threads": 8}}))
+    with pytest.raises(ValueError, match=r"device is 'other' there and"):
+        training.train(run, tmp_path, stream=stream)
+
+
+@pytest.mark.parametrize("path", sorted((results.RESULTS_DIR / "runs").glob("*/*.json")), ids=str)
+def test_a_stored_run_is_finished_where_it_was_computed(path, stream, tmp_path):
+    stored = json.loads(path.read_text(encoding="utf-8"))
+    shutil.copy(path, tmp_path / "result.json")
+    origin = stored["obtained_with"]
+    images = {**streams.fingerprint(stream), "source": stored["source"]}
+    here = {**stored["run"], "images": images, "device": origin["device"], "threads": origin["threads"]}
+    assert finished(tmp_path, here) == stored
+    with pytest.raises(ValueError, match="threads is"):
+        finished(tmp_path, {**here, "threads": 64})
 
 
 def test_a_result_that_cannot_be_written_is_written_by_the_next_start(folder, stream, tmp_path, monkeypatch):

@@ -8,10 +8,13 @@ import numpy as np
 import pytest
 import torch
 from helpers.image_files import save, write_lists
+from helpers.tiny_stream import make_folder, run_on
+from PIL import Image
 from torchvision import datasets
 
 from metasp_lite.continual import presets
 from metasp_lite.continual.streams import StreamSettings, make, split
+from metasp_lite.continual.training import train
 from metasp_lite.images import cache, inventory, sources
 from metasp_lite.images.sets import ImageSet
 
@@ -134,6 +137,44 @@ def test_a_test_split_of_other_classes_and_a_subset_too_large_are_refused():
         split(TRAIN, numbered(5, 4), classes_per_task=2)
     with pytest.raises(ValueError, match=r"has 40 images, 41 were asked for"):
         split(TRAIN, TEST, classes_per_task=2, per_class=41)
+
+
+@pytest.mark.parametrize(
+    ("train", "test", "sentence"),
+    [
+        ((3, 8, 8), (3, 16, 16), "training images of 8×8 pixels and test images of 16×16; give size=N"),
+        ((1, 8, 6), (1, 6, 8), "training images of 8×6 pixels and test images of 6×8"),
+        ((1, 4, 4), (3, 4, 4), "has grey training and coloured test images; store both splits in one mode"),
+        ((4, 4, 4), (3, 4, 4), "has 4-channel training and coloured test images"),
+        ((3, 4, 4), (1, 8, 8), "has coloured training and grey test images"),
+    ],
+)
+def test_splits_that_no_one_network_takes_are_refused(train, test, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        split(numbered(4, 3, shape=train), numbered(4, 2, shape=test), classes_per_task=2)
+
+
+def test_a_class_without_training_or_test_images_is_refused():
+    whole, part = numbered(4, 3), numbered(4, 3)
+    part = part.take((part.labels != 2).nonzero()[:, 0])
+    with pytest.raises(ValueError, match="class 'c' of letters has no test images; add some or leave it out"):
+        split(whole, part, classes_per_task=2)
+    with pytest.raises(ValueError, match="class 'c' of letters has no training images"):
+        split(part, whole, classes_per_task=2)
+    pixelless = numbered(4, 1)
+    pixelless = ImageSet(pixelless.images[..., :0], pixelless.labels, pixelless.classes, "letters", "made up")
+    with pytest.raises(ValueError, match="give images that have pixels"):
+        split(pixelless, pixelless, classes_per_task=2)
+
+
+def test_splits_of_two_sizes_train_once_a_size_is_given_and_leave_nothing_before(tmp_path):
+    folder = make_folder(tmp_path / "images", classes=2)
+    for path in (folder / "test").rglob("*.png"):
+        Image.open(path).resize((16, 16)).save(path)
+    with pytest.raises(ValueError, match="training images of 8×8 pixels and test images of 16×16"):
+        train(run_on(folder, "fine-tune", epochs=1), tmp_path / "out")
+    assert not list((tmp_path / "out").glob("[!l]*"))
+    assert train(run_on(folder, "fine-tune", epochs=1, size=8), tmp_path / "out")["steps"] == 5
 
 
 def test_images_stay_bytes_and_are_normalised_by_the_training_images_of_the_stream():

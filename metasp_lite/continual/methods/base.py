@@ -9,6 +9,7 @@ from torch import Tensor
 
 from metasp_lite.calculus.losses import Examples, losses_at
 from metasp_lite.continual.buffer import Buffer
+from metasp_lite.continual.fields import check_types
 from metasp_lite.continual.learner import Batch, Learner, evaluating
 from metasp_lite.influence.pseudo_update import SGDRule, momentum_of
 
@@ -16,6 +17,10 @@ from metasp_lite.influence.pseudo_update import SGDRule, momentum_of
 @dataclass(frozen=True)
 class MethodSettings:
     """What the settings of every method derive from."""
+
+    def __post_init__(self) -> None:
+        """Refuse values of another type than their fields have."""
+        check_types(self)
 
 
 @dataclass(frozen=True)
@@ -32,6 +37,7 @@ class MemorySettings(MethodSettings):
 
     def __post_init__(self) -> None:
         """Refuse memories that hold nothing."""
+        super().__post_init__()
         if self.memory < 1 or self.memory_batch < 1:
             raise ValueError(f"memory={self.memory} and memory_batch={self.memory_batch} must be at least 1")
 

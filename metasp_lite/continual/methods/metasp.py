@@ -8,6 +8,7 @@ from typing import ClassVar
 import torch
 from sklearn.cluster import KMeans
 from sklearn.exceptions import ConvergenceWarning
+from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from metasp_lite.continual.learner import Batch, Learner, rehearse
@@ -128,7 +129,8 @@ def one_of_each_cluster(features: Tensor, harm: Tensor, count: int, generator: t
     if count == 0:
         return torch.zeros(0, dtype=torch.int64)
     seed = int(torch.randint(0, 2**31 - 1, (), generator=generator))
-    with warnings.catch_warnings():
+    # one thread: scikit-learn's are not torch's, and another number rounds differently
+    with warnings.catch_warnings(), threadpool_limits(1):
         warnings.simplefilter("ignore", ConvergenceWarning)  # fewer distinct features than clusters: see above
         clusters = KMeans(count, n_init=1, random_state=seed).fit_predict(features.double().cpu().numpy())
     shuffled = torch.randperm(len(harm), generator=generator)
