@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from metasp_lite.calculus.first_layer import first_linear, hessian_by_first_layer
-from metasp_lite.calculus.losses import ExampleLosses, Penalised, ScalarLoss, check_finite
+from metasp_lite.calculus.losses import ExampleLosses, Penalised, ScalarLoss, check_finite, require_losses
 
 _AnyObjective = TypeVar("_AnyObjective", bound=Penalised, covariant=True)
 
@@ -26,11 +26,13 @@ class Curvature(Generic[_AnyObjective]):
         """Evaluate J at θ ``(P,)``.
 
         Raises:
-            ValueError: for a damping δ that is negative or not finite.
+            ValueError: for a damping δ that is negative or not finite, or losses that are not one for each example and
+                a function of θ and that example alone.
             FloatingPointError: when a loss or the gradient is NaN or infinite.
         """
         if not (math.isfinite(damping) and damping >= 0):
             raise ValueError(f"damping={damping} must be a finite number of at least 0")
+        require_losses(objective.losses, theta)
         self.objective, self.damping, self.products = objective, damping, 0.0
         self.theta = theta.detach().clone()  # an optimiser that moves the caller's θ in place leaves this one
         self._leaf, self._gradient = _gradient_graph(objective, self.theta)

@@ -8,23 +8,27 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, jvp
 
 from metasp_lite.calculus.losses import ExampleLosses, check_finite
+from metasp_lite.calculus.parameters import pieces
 
 
 def first_linear(losses: ExampleLosses) -> int | None:
     """Return the place of a leading linear layer in the sequential model behind ``losses``, or None.
 
-    None also where it may act otherwise than its layers one after the other: in a subclass, with hooks, or where layers
-    share parameters.
+    None also where it may act otherwise than its layers one after the other: in a subclass, with hooks, where layers
+    share parameters or some are frozen, or where the layer acts on many vectors of one example.
     """
     model = losses.model
     if type(model) is not nn.Sequential or any(m._forward_hooks or m._forward_pre_hooks for m in model.modules()):
         return None
-    if len(list(model.named_parameters(remove_duplicate=False))) > len(list(model.named_parameters())):
+    parameters = list(model.parameters())
+    if len(list(model.named_parameters(remove_duplicate=False))) > len(parameters):
         return None
-    place = next((i for i, module in enumerate(model) if not isinstance(module, nn.Flatten)), None)
-    if place == 0 and losses.inputs.dim() != 2:
-        return None  # the layer acts on many vectors of one example, and the Gram matrices below know only one
-    return place if place is not None and type(model[place]) is nn.Linear else None
+    if not all(parameter.requires_grad for parameter in parameters):
+        return None
+    place = next((i for i, module in enumerate(model) if type(module) is not nn.Flatten), None)
+    if place is None or type(model[place]) is not nn.Linear or (place == 0 and losses.inputs.dim() != 2):
+        return None
+    return place if all((layer.start_dim, layer.end_dim) == (1, -1) for layer in model[:place]) else None
 
 
 def hessian_by_first_layer(losses: ExampleLosses, theta: Tensor, first: int) -> Tensor:
@@ -41,14 +45,16 @@ def hessian_by_first_layer(losses: ExampleLosses, theta: Tensor, first: int) -> 
     assert isinstance(model, nn.Sequential)  # first_linear has seen both
     layer = model[first]
     assert isinstance(layer, nn.Linear)
-    head = ExampleLosses(model[first + 1 :], losses.inputs, losses.labels, losses.loss)
+    head = model[first + 1 :]
+    shapes = {name: parameter.shape for name, parameter in head.named_parameters()}
     width, wide = layer.out_features, sum(parameter.numel() for parameter in layer.parameters())
     weight, psi = theta[: layer.weight.numel()].view_as(layer.weight), theta[wide:]
-    x = losses.inputs.flatten(1) if first else losses.inputs
+    x = losses.inputs.flatten(1)
     z = x @ weight.T + (theta[layer.weight.numel() : wide] if layer.bias is not None else 0.0)
 
     def phi(z: Tensor, psi: Tensor) -> Tensor:
-        return losses.loss(functional_call(head.model, head.unflatten(psi), (z,)), losses.labels).sum() / n
+        outputs = functional_call(head, pieces(psi, shapes), (z.clone(),))  # a copy, for layers that act in place
+        return losses.loss(outputs, losses.labels).sum() / n
 
     def column(dz: Tensor, dpsi: Tensor) -> tuple[Tensor, Tensor]:
         return jvp(grad(phi, argnums=(0, 1)), (z, psi), (dz, dpsi))[1]

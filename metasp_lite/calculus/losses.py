@@ -9,10 +9,21 @@ from typing import Generic, Protocol, TypeVar
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, jvp, vmap
-from torch.nn import functional as F
+
+from metasp_lite.calculus.checks import (
+    buffers_stay,
+    can_be_looked_at,
+    evaluated,
+    no_random_numbers,
+    refuse_mixing_layers,
+    refuse_shared_layers,
+    require_example_losses,
+    require_one_each,
+)
+from metasp_lite.calculus.labels import LossFunction, cross_entropy, require_labels
+from metasp_lite.calculus.parameters import pieces, require_theta, require_vector, trained_shapes
 
 Examples = tuple[Tensor, Tensor]  # inputs (n, …) and labels (n,)
-LossFunction = Callable[[Tensor, Tensor], Tensor]  # (logits (B, …), labels (B,)) -> losses (B,)
 ScalarLoss = Callable[[Tensor], Tensor]  # θ (P,) -> ()
 
 
@@ -54,18 +65,12 @@ with warnings.catch_warnings():
 
 
 def flatten_parameters(model: nn.Module) -> Tensor:
-    """Return a copy of all parameters as one vector θ ``(P,)``, in the order of ``model.parameters()``."""
-    return torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
+    """Return a copy of all trained parameters as one vector θ ``(P,)``, in the order of ``model.parameters()``.
 
-
-def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy of each example: logits ``(B, C)`` and labels ``(B,)`` to losses ``(B,)`` in nats."""
-    return F.cross_entropy(logits, labels, reduction="none")
-
-
-def binary_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy of each example of a binary model: logits ``(B,)``, labels 0 or 1 ``(B,)``, losses ``(B,)``."""
-    return F.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype), reduction="none")
+    Raises:
+        ValueError: when none is trained.
+    """
+    return torch.cat([model.get_parameter(name).detach().flatten() for name in trained_shapes(model)])
 
 
 def check_finite(values: Tensor, what: str) -> Tensor:
@@ -83,75 +88,67 @@ def check_finite(values: Tensor, what: str) -> Tensor:
     return values
 
 
-def _refuse_dropout(model: nn.Module) -> None:
-    """Do nothing for a model whose losses are a function of θ.
-
-    Raises:
-        ValueError: when a dropout layer is in training mode and draws anew at every call; names the layer.
-    """
-    for name, module in model.named_modules():
-        if isinstance(module, nn.modules.dropout._DropoutNd) and module.training and module.p > 0:
-            raise ValueError(f"layer {name!r} draws anew at every call; set its p to 0 or call model.eval() first")
-
-
-def refuse_shared_layers(model: nn.Module) -> None:
-    """Do nothing for a model in which every layer has one name.
-
-    A layer under two names would be left with parameters that are not its own by torch's functional_call (pytorch issue
-    164759).
-
-    Raises:
-        ValueError: when there is one; names it.
-    """
-    names: dict[nn.Module, str] = {}
-    for name, layer in model.named_modules(remove_duplicate=False):
-        first = names.setdefault(layer, name)
-        if first != name and layer.state_dict():
-            raise ValueError(
-                f"layers {first!r} and {name!r} are one; give it one name and call it twice, or let two layers share "
-                "their parameters (b.weight = a.weight)"
-            )
-
-
 class ExampleLosses:
-    """The loss of each example as a function of θ: ``losses(theta)`` is L(θ) ``(n,)``, the papers' loss vector."""
+    """The loss of each example as a function of θ: ``losses(theta)`` is L(θ) ``(n,)``, the papers' loss vector.
+
+    θ holds what is trained, the parameters with ``requires_grad``; frozen ones are constants of the model.
+    """
 
     def __init__(self, model: nn.Module, inputs: Tensor, labels: Tensor, loss: LossFunction = cross_entropy) -> None:
-        """Hold ``inputs (n, …)`` and ``labels (n,)``; the model's own parameters are never read again or changed.
+        """Hold ``inputs (n, …)`` and ``labels (n,)``; trained parameters of the model are never read or changed.
 
         Raises:
-            ValueError: when inputs and labels differ in number, when there are none, or when the model, in training
-                mode, normalises over the batch (a loss of ONE example does not exist then) or has dropout (the loss
-                is no function of θ then), or has a layer under two names.
+            ValueError: when inputs and labels differ in number, when there are none, when a label does not exist, when
+                the model, in training mode, normalises over the batch (a loss of ONE example does not exist then) or
+                has dropout (the loss is no function of θ then), or has a layer under two names, or nothing trained.
         """
-        if len(inputs) != len(labels) or len(inputs) == 0:
-            raise ValueError(f"{len(inputs)} inputs and {len(labels)} labels; give as many of both, at least one")
-        normalised = [
-            name
-            for name, module in model.named_modules()
-            if isinstance(module, nn.modules.batchnorm._BatchNorm) and (module.training or module.running_mean is None)
-        ]
-        if normalised:
-            raise ValueError(f"layer {normalised[0]!r} mixes the examples of a batch; call model.eval() first")
-        _refuse_dropout(model)
+        if inputs.dim() == 0 or labels.dim() == 0 or len(inputs) != len(labels) or len(inputs) == 0:
+            sizes = [len(tensor) if tensor.dim() else "no row of" for tensor in (inputs, labels)]
+            raise ValueError(f"{sizes[0]} inputs and {sizes[1]} labels; give as many of both, at least one")
+        refuse_mixing_layers(model)
         refuse_shared_layers(model)
+        if can_be_looked_at(labels):
+            require_labels(labels, loss)
         self.model, self.inputs, self.labels, self.loss = model, inputs, labels, loss
-        self._shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
-        self._sizes = [shape.numel() for shape in self._shapes.values()]
+        self._shapes = trained_shapes(model)
+        self._seen = False  # whether these losses have been looked at
 
     def __len__(self) -> int:
         """Return n, the number of examples."""
         return len(self.labels)
 
     def unflatten(self, theta: Tensor) -> dict[str, Tensor]:
-        """Return the views of θ ``(P,)`` under the model's parameter names."""
-        pieces = theta.split(self._sizes)
-        return {name: piece.view(shape) for (name, shape), piece in zip(self._shapes.items(), pieces, strict=True)}
+        """Return the views of θ ``(P,)`` under the names of the model's trained parameters."""
+        return pieces(theta, self._shapes)
 
     def __call__(self, theta: Tensor, index: Tensor | None = None) -> Tensor:
-        """Return the losses ``(n,)`` at θ, or ``(B,)`` of the examples in ``index (B,)``."""
+        """Return the losses ``(n,)`` at θ, or ``(B,)`` of the examples in ``index (B,)``.
+
+        The first call looks at a few of them (``require``).
+        """
+        if not self._seen and can_be_looked_at(theta, self.inputs, self.labels):
+            with torch._C.DisableTorchFunction():  # a tape that records this call does not see the look
+                self.require(theta)
+        return self._at(theta, index)
+
+    def require(self, theta: Tensor) -> None:
+        """Do nothing for losses that are one for each example and a function of θ ``(P,)`` and that example alone.
+
+        Raises:
+            ValueError: when they are not, or when θ or a label is none of this model's.
+        """
+        self.unflatten(theta)
+        with torch.no_grad(), buffers_stay(self.model), no_random_numbers(theta.device):
+            require_labels(self.labels, self.loss, evaluated(self._outputs, theta, self.inputs[:1]))
+            require_example_losses(self._at, len(self), theta)
+        self._seen = True
+
+    def _outputs(self, theta: Tensor, inputs: Tensor) -> Tensor:
+        return functional_call(self.model, self.unflatten(theta), (inputs,))
+
+    def _at(self, theta: Tensor, index: Tensor | None = None) -> Tensor:
         inputs, labels = (self.inputs, self.labels) if index is None else (self.inputs[index], self.labels[index])
-        return self.loss(functional_call(self.model, self.unflatten(theta), (inputs,)), labels)
+        return self.loss(self._outputs(theta, inputs), labels)
 
 
 @dataclass(frozen=True)
@@ -200,25 +197,80 @@ def losses_at(
 
     For a model in training mode, whose batch-norm mixes the examples and moves its running averages: the model's own
     stay as they are.  Parameters that are not given are the model's.
+
+    Raises:
+        ValueError: when a label does not exist, or the losses are not one for each example.
     """
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    return loss(functional_call(model, {**parameters, **buffers}, (examples[0],)), examples[1]), buffers
+    outputs = functional_call(model, {**parameters, **buffers}, (examples[0],))
+    require_labels(examples[1], loss, outputs)
+    return require_one_each(loss(outputs, examples[1]), len(examples[1])), buffers
+
+
+def require_losses(losses: Losses, theta: Tensor) -> None:
+    """Do nothing for losses that are one for each example and a function of θ ``(P,)`` and that example alone.
+
+    The one check of all that takes losses; looks at a few examples.  Where vmap maps over θ it cannot look.
+
+    Raises:
+        ValueError: when they are not; says why.
+    """
+    require_theta(theta)
+    if not can_be_looked_at(theta):
+        return
+    if isinstance(losses, ExampleLosses):
+        losses.require(theta)
+    else:
+        require_example_losses(losses, len(losses), theta)
 
 
 def gradient(objective: ScalarLoss, theta: Tensor) -> Tensor:
-    """∇J(θ) ``(P,)`` of a scalar function of θ."""
-    return grad(objective)(theta)
+    """∇J(θ) ``(P,)`` of a scalar function of θ.
+
+    Raises:
+        ValueError: when θ is not a floating-point vector, or the function does not return one floating-point number.
+    """
+    require_theta(theta)
+
+    def scalar(theta: Tensor) -> Tensor:
+        value = objective(theta)
+        if value.shape != () or not value.is_floating_point():
+            raise ValueError(
+                f"the function has a value of shape {tuple(value.shape)}: give one number, a mean loss, say"
+            )
+        return value
+
+    if isinstance(objective, Objective):
+        require_losses(objective.losses, theta)
+    return grad(scalar)(theta)
 
 
 def per_example_gradients(losses: Losses, theta: Tensor) -> Tensor:
-    """∇L(θ), the Jacobian of the loss vector, ``(n, P)``: row i is the gradient of ℓ(x_i, θ)."""
+    """∇L(θ), the Jacobian of the loss vector, ``(n, P)``: row i is the gradient of ℓ(x_i, θ).
+
+    All at once by vmap, or one by one where it has no rule (an LSTM).
+
+    Raises:
+        ValueError: when the losses are not one for each example.
+    """
+    require_losses(losses, theta)
 
     def one(index: Tensor) -> Tensor:
         return grad(lambda t: losses(t, index.unsqueeze(0)).squeeze(0))(theta)
 
-    return vmap(one)(torch.arange(len(losses), device=theta.device))
+    every = torch.arange(len(losses), device=theta.device)
+    try:
+        return vmap(one)(every)
+    except RuntimeError:
+        return torch.stack([one(index) for index in every])
 
 
 def loss_directional_derivatives(losses: Losses, theta: Tensor, direction: Tensor) -> Tensor:
-    """∇L(θ)·u ``(n,)`` for a direction u ``(P,)``: one forward-mode pass, no gradient of any single example."""
-    return jvp(losses, (theta,), (direction,))[1]
+    """∇L(θ)·u ``(n,)`` for a direction u ``(P,)``: one forward-mode pass, no gradient of any single example.
+
+    Raises:
+        ValueError: when the losses are not one for each example, or when u is not like θ.
+    """
+    require_losses(losses, theta)
+    require_vector(direction, theta, "the direction")
+    return require_one_each(jvp(losses, (theta,), (direction,))[1], len(losses))

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from metasp_lite.calculus.curvature import Curvature, NegativeCurvatureError, NotConvergedError
-from metasp_lite.calculus.losses import Penalised, check_finite
+from metasp_lite.calculus.losses import Penalised, check_finite, require_losses
 from metasp_lite.calculus.solvers import ConjugateGradient
 
 
@@ -28,11 +28,13 @@ def minimise(
     may miss one of −λmax/10,000; ``Curvature.cholesky``, and so every exact influence, misses none.
 
     Raises:
+        ValueError: when the losses are not one for each example and a function of θ and that example alone.
         NegativeCurvatureError: when L-BFGS left off where J is not convex, or training ended at a saddle and a hundred
             products saw it.
         NotConvergedError: when ‖∇J‖ stays above ``tolerance``; names what was reached.
         FloatingPointError: when J or its gradient is NaN or infinite.
     """
+    require_losses(objective.losses, theta)
     theta = lbfgs(objective, adam(objective, theta, adam_steps), lbfgs_steps)
     for _ in range(newton_steps):
         curvature = Curvature(objective, theta)

@@ -14,6 +14,7 @@ from metasp_lite.calculus.losses import (
     check_finite,
     gradient,
     loss_directional_derivatives,
+    require_losses,
 )
 from metasp_lite.calculus.solvers import Solver
 
@@ -24,6 +25,11 @@ def influence(losses: Losses, validation: ScalarLoss, curvature: Curvature[Penal
     ``losses`` are those of the examples to score (the training examples, or a batch of them), ``curvature`` is taken
     at the optimum of the training objective.  One solve for all examples, then one forward-mode pass.
     Leaving example i out of the n that were trained on changes the validation loss by −I_i/n, to first order.
+
+    Raises:
+        ValueError: when ``losses`` are not one for each example and a function of θ and that example alone.
+        FloatingPointError: when an influence is NaN or infinite.
     """
+    require_losses(losses, curvature.theta)  # before the solve
     solution = solver(curvature, gradient(validation, curvature.theta))
     return -check_finite(loss_directional_derivatives(losses, curvature.theta, solution), "an influence")

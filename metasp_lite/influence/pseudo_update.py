@@ -1,16 +1,15 @@
 """Steps of SGD taken to be differentiated with respect to the weights of their examples (MetaSP, section 4.2)."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Self
 
 import torch
 from torch import Tensor
 
-from metasp_lite.calculus.losses import Losses, Objective, ScalarLoss, check_finite, gradient
+from metasp_lite.calculus.checks import no_random_numbers, require_one_each
+from metasp_lite.calculus.losses import Losses, Objective, ScalarLoss, check_finite, gradient, require_losses
 from metasp_lite.calculus.tape import Tape
 
 Parameters = tuple[Tensor, ...]
@@ -107,13 +106,9 @@ class PseudoUpdate:
             raise ValueError(f"steps={steps}: take at least one pseudo-step")
         self._function, self._rules, self._leaves = losses, tuple(rules), _leaves(parameters)
         self._tape = Tape()
-        with self._tape.record(), _no_random_numbers(self._leaves[0].device):
+        with self._tape.record(), no_random_numbers(self._leaves[0].device):
             self._losses = losses(self._leaves)
-        if self._losses.dim() != 1:
-            raise ValueError(
-                f"the losses have the shape {tuple(self._losses.shape)}: give one for each example (n,), "
-                'as reduction="none" does'
-            )
+        require_one_each(self._losses, self._losses.numel())
         self.losses = check_finite(self._losses.detach(), "the loss of an example")  # L(θ), before the step
         gradient_ = torch.autograd.grad(self._losses.mean(), self._leaves, retain_graph=True, allow_unused=True)
         unused = [(place, tuple(leaf.shape)) for place, leaf in enumerate(self._leaves) if gradient_[place] is None]
@@ -189,28 +184,6 @@ class _Chain:
         ]
 
 
-@contextmanager
-def _no_random_numbers(device: torch.device) -> Iterator[None]:
-    """Refuse what draws random numbers, which would be others at the next call; puts the generators back.
-
-    Raises:
-        ValueError: when one was drawn on the CPU or on ``device``.
-    """
-    places = [(torch.random.get_rng_state, torch.random.set_rng_state)]
-    if device.type != "cpu":
-        module = torch.get_device_module(device)
-        places.append((partial(module.get_rng_state, device), partial(module.set_rng_state, device=device)))
-    before = [get() for get, _ in places]
-    yield
-    if not all(torch.equal(get(), state) for (get, _), state in zip(places, before, strict=True)):
-        for (_, put_back), state in zip(places, before, strict=True):
-            put_back(state)
-        raise ValueError(
-            "the losses draw random numbers at every call, so that no influence is defined; set the p of dropout "
-            "layers to 0 or put what draws into evaluation mode (module.eval())"
-        )
-
-
 def _leaves(parameters: Sequence[Tensor]) -> Parameters:
     return tuple(parameter.detach().requires_grad_() for parameter in parameters)
 
@@ -232,6 +205,7 @@ def pseudo_update_influence(
     """
     if not step > 0 or steps < 1:
         raise ValueError(f"step={step}, steps={steps}: the step must be positive and there must be at least one")
+    require_losses(objective.losses, theta)
     rule = SGDRule(step, weight_decay=objective.l2)
     pseudo = PseudoUpdate(lambda parameters: objective.losses(*parameters), [theta], [rule], [None], steps=steps)
     (total,) = pseudo.influences([gradient(validation, *pseudo.parameters)])

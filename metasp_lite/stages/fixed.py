@@ -35,16 +35,17 @@ from metasp_lite.calculus.losses import (
     loss_directional_derivatives,
     per_example_gradients,
 )
+from metasp_lite.calculus.parameters import number_of_trained, pieces, trained_shapes
 from metasp_lite.calculus.solvers import Solver, solve_each
 
 Stage = Curvature[Objective[ExampleLosses]]  # G or F at some θ
 
 
 def embedding_size(model: nn.Module) -> int:
-    """Return w, how many parameters the embedding has.
+    """Return w, how many trained parameters the embedding has.
 
     Raises:
-        ValueError: when ``model`` is not the sequence of an ``embedding`` and a ``head``.
+        ValueError: when ``model`` is not the sequence of an ``embedding`` and a ``head``, or its embedding is frozen.
     """
     parts = [name for name, _ in model.named_children()]
     if parts != ["embedding", "head"] or type(model) is not nn.Sequential:
@@ -52,7 +53,13 @@ def embedding_size(model: nn.Module) -> int:
             f"the network has the parts {parts}; build it as nn.Sequential of an 'embedding' and a 'head', "
             "as metasp_lite.networks.two_stage does"
         )
-    return sum(parameter.numel() for parameter in model.get_submodule("embedding").parameters())
+    embedding = model.get_submodule("embedding")
+    if not any(parameter.requires_grad for parameter in embedding.parameters()):
+        raise ValueError(
+            "the embedding is frozen, but a pretraining example acts through it alone: let it require a gradient "
+            "(requires_grad_()); a score for a fixed embedding holds it by itself"
+        )
+    return number_of_trained(embedding)
 
 
 def same_embedding(pretraining: Stage, finetuning: Stage) -> int:
@@ -61,9 +68,16 @@ def same_embedding(pretraining: Stage, finetuning: Stage) -> int:
     Raises:
         ValueError: when they do not have one and the same embedding.
     """
-    w = embedding_size(finetuning.objective.losses.model)
-    if embedding_size(pretraining.objective.losses.model) != w or not torch.equal(
-        pretraining.theta[:w], finetuning.theta[:w]
+    models = [stage.objective.losses.model for stage in (pretraining, finetuning)]
+    w, frozen = (
+        embedding_size(models[1]),
+        [[p for p in model.get_submodule("embedding").parameters() if not p.requires_grad] for model in models],
+    )
+    if (
+        embedding_size(models[0]) != w
+        or not torch.equal(pretraining.theta[:w], finetuning.theta[:w])
+        or len(frozen[0]) != len(frozen[1])
+        or not all(torch.equal(*pair) for pair in zip(*frozen, strict=True))
     ):
         raise ValueError(
             "the embedding of the finetuned network is not the pretrained one; take an updated-embedding score"
@@ -93,8 +107,7 @@ def head_objective(finetuning: Objective[ExampleLosses], embedding: Tensor) -> O
     """
     losses = finetuning.losses
     body, head = (losses.model.get_submodule(part) for part in ("embedding", "head"))
-    names = ExampleLosses(body, losses.inputs, losses.labels)
-    features = functional_call(body, names.unflatten(embedding), (losses.inputs,))
+    features = functional_call(body, pieces(embedding, trained_shapes(body)), (losses.inputs,))
     return Objective(ExampleLosses(head, features, losses.labels, losses.loss), finetuning.l2)
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from metasp_lite.calculus.curvature import Curvature
 from metasp_lite.calculus.losses import ExampleLosses, Losses, Objective
+from metasp_lite.calculus.parameters import number_of_trained
 from metasp_lite.calculus.solvers import Solver, SolverTraits, solve_each
 from metasp_lite.stages.fixed import (
     directional_derivatives,
@@ -52,8 +53,7 @@ class ProximalObjective:
     @property
     def l2(self) -> Tensor:
         """Return the second derivatives of both penalties ``(P,)``."""
-        size = sum(parameter.numel() for parameter in self.losses.model.parameters())
-        penalties = self.center.new_full((size,), self.finetuning.l2)
+        penalties = self.center.new_full((number_of_trained(self.losses.model),), self.finetuning.l2)
         penalties[: len(self.center)] += self.alpha
         return penalties
 
@@ -93,7 +93,7 @@ class JointObjective:
         """Return the numbers of parameters of W, U and Θ."""
         w = embedding_size(self.pretraining.losses.model)
         heads = [stage.losses.model.get_submodule("head") for stage in (self.pretraining, self.finetuning)]
-        return [w, *(sum(parameter.numel() for parameter in head.parameters()) for head in heads)]
+        return [w, *map(number_of_trained, heads)]
 
     def stages(self, theta: Tensor) -> tuple[Tensor, Tensor]:
         """[W; U; Θ] to [W; U] and [W; Θ]."""

@@ -11,11 +11,11 @@ from torch import nn
 
 from metasp_lite.calculus import curvature
 from metasp_lite.calculus.curvature import Curvature, NegativeCurvatureError
+from metasp_lite.calculus.labels import binary_cross_entropy
 from metasp_lite.calculus.losses import (
     ExampleLosses,
     Objective,
     SingleLoss,
-    binary_cross_entropy,
     gradient,
     loss_directional_derivatives,
     per_example_gradients,

@@ -11,11 +11,11 @@ from helpers.small_models import EVERY_MODEL, ROUNDING, assert_equal_up_to_round
 from torch import nn
 from torch.nn import functional as F
 
+from metasp_lite.calculus.labels import binary_cross_entropy
 from metasp_lite.calculus.losses import (
     ExampleLosses,
     Objective,
     SingleLoss,
-    binary_cross_entropy,
     check_finite,
     cross_entropy,
     flatten_parameters,

@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from metasp_lite.calculus.labels import binary_cross_entropy
 from metasp_lite.calculus.losses import (
     ExampleLosses,
     Objective,
-    binary_cross_entropy,
     cross_entropy,
     flatten_parameters,
 )

@@ -10,7 +10,8 @@ from helpers.influence_truths import closed_form_leave_one_out, nan_validation
 from sklearn.linear_model import LogisticRegression
 
 from metasp_lite.calculus.curvature import Curvature, NegativeCurvatureError
-from metasp_lite.calculus.losses import ExampleLosses, Objective, SingleLoss, binary_cross_entropy, gradient
+from metasp_lite.calculus.labels import binary_cross_entropy
+from metasp_lite.calculus.losses import ExampleLosses, Objective, SingleLoss, gradient
 from metasp_lite.calculus.optimum import minimise
 from metasp_lite.calculus.solvers import Exact
 from metasp_lite.influence.hessian import influence

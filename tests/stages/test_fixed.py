@@ -1,6 +1,8 @@
 """Theorem 1 against closed forms, dense algebra by hand, and optima solved again with other weights."""
 
+import copy
 import math
+from collections import OrderedDict
 
 import pytest
 import torch
@@ -37,6 +39,7 @@ from metasp_lite.stages.fixed import (
     fixed_sensitivity,
     head_objective,
     pretraining_influence,
+    same_embedding,
 )
 
 DAMPINGS = pytest.mark.parametrize("damping", [(0.0, 0.0), (0.3, 0.0), (0.0, 0.2), (0.3, 0.2)], ids=str)
@@ -356,3 +359,39 @@ def test_many_targets_on_a_large_network_take_fewer_examples_at_once(monkeypatch
 def test_a_batch_of_no_example_is_refused():
     with pytest.raises(ValueError, match="batch=0: score at least one example at a time"):
         fixed_embedding(*curvatures(), TARGET, Exact(), batch=0)
+
+
+def test_a_frozen_embedding_is_refused_with_the_reason():
+    frozen = copy.deepcopy(FIRST)
+    frozen.get_submodule("embedding").requires_grad_(False)
+    with pytest.raises(ValueError, match="the embedding is frozen, but a pretraining example acts through it alone"):
+        embedding_size(frozen)
+
+
+def test_a_partly_frozen_embedding_counts_what_is_trained_and_must_be_the_same_in_both_stages():
+    torch.manual_seed(0)
+    first, second = (
+        nn.Sequential(OrderedDict(embedding=nn.Sequential(nn.Linear(3, 2), nn.Tanh()), head=nn.Linear(2, 2))).double()
+        for _ in range(2)
+    )
+    second.load_state_dict(first.state_dict())
+    for model in (first, second):
+        model.embedding[0].bias.requires_grad_(False)
+    x, y = randn(9, 3, seed=1), torch.arange(9) % 2
+    stages = [Curvature(Objective(ExampleLosses(m, x, y), 0.1), flatten_parameters(m), 1.0) for m in (first, second)]
+    assert same_embedding(*stages) == embedding_size(first) == 6
+    target = ExampleLosses(second, x[:2], y[:2])
+    theta, w = stages[1].theta, 6
+    hessian = torch.func.hessian(stages[1].objective)(theta)
+    slope = torch.func.jacrev(target)(theta)
+    inner = hessian[w:, w:] + torch.eye(len(theta) - w).double()
+    t = slope[:, :w] - slope[:, w:] @ torch.linalg.solve(inner, hessian[w:, :w])
+    first_hessian = torch.func.hessian(stages[0].objective)(stages[0].theta) + torch.eye(len(theta)).double()
+    padded = torch.cat([t, t.new_zeros(2, len(theta) - w)], dim=1)
+    rows = torch.func.jacrev(stages[0].objective.losses)(stages[0].theta)
+    expected = -padded @ torch.linalg.solve(first_hessian, rows.T)
+    assert_close(fixed_embedding(*stages, target, Exact()), expected)
+    with torch.no_grad():
+        second.embedding[0].bias.add_(1.0)
+    with pytest.raises(ValueError, match="is not the pretrained one"):
+        same_embedding(*stages)
