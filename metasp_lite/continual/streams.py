@@ -141,8 +141,10 @@ class StreamSettings:
 
 def make(chosen: StreamSettings, *, device: torch.device | None = None) -> Stream:
     """Load the data set that ``chosen`` names and cut it into tasks, on ``device`` (None: where everything runs)."""
+    whole = chosen.source is None  # a run on the bundled subset says so in its settings
     train, test = (
-        sources.load(chosen.data, part, source=chosen.source, size=chosen.size) for part in ("train", "test")
+        sources.load(chosen.data, part, source=chosen.source, size=chosen.size, whole=whole)
+        for part in ("train", "test")
     )
     return split(
         train,

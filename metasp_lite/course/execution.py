@@ -2,8 +2,9 @@
 
 import math
 import os
+import re
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from queue import Empty
@@ -22,7 +23,9 @@ from tqdm import tqdm
 
 LITE_CELL_SECONDS = 600
 _RECHECK_SECONDS = 5.0
+_TRACEBACK = re.compile(r"^Traceback \(most recent call last\):$", re.MULTILINE)
 _SELF_CHECK = "self-check passed"
+_ERROR_TAG = "raises-exception"  # Jupyter's own: the cell is to fail, and the run goes on
 IGNORED_TAG = "nbval-ignore-output"
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
 
@@ -83,8 +86,13 @@ class Execution:
     @property
     def verdict(self) -> str:
         """What the tour prints: how many self-checks passed, or what went wrong."""
+        if self.error is not None:
+            return self.error
         checks = count_self_checks(self.notebook)
-        return self.error or f"{checks} self-check{'s' * (checks != 1)} passed"
+        cells = [cell for cell in self.notebook.cells if cell.cell_type == "code"]
+        wanted = sum(_is_error(output) for cell in cells for output in cell.outputs)
+        on_purpose = f", {wanted} error{'s' * (wanted != 1)} on purpose ({_ERROR_TAG})" if wanted else ""
+        return f"{checks} self-check{'s' * (checks != 1)} passed{on_purpose}"
 
 
 def find_notebooks(folder: Path, names: Sequence[str] = ()) -> list[Path]:
@@ -117,7 +125,11 @@ def find_notebooks(folder: Path, names: Sequence[str] = ()) -> list[Path]:
 
 
 def execute(path: Path, cell_seconds: int | None = LITE_CELL_SECONDS) -> Execution:
-    """Run one notebook in a kernel of its own, started in the notebook's folder, up to the first cell that fails."""
+    """Run one notebook in a kernel of its own, started in the notebook's folder, up to the first cell that fails.
+
+    It has failed, too, where an error stands in the output of a cell that went on: from a thread, in a widget, or
+    shown by hand.  A cell with the tag ``raises-exception`` may fail.
+    """
     notebook = nbformat.read(path, as_version=4)
     code_cells = [index for index, cell in enumerate(notebook.cells) if cell.cell_type == "code"]
     for index in code_cells:
@@ -152,6 +164,8 @@ def execute(path: Path, cell_seconds: int | None = LITE_CELL_SECONDS) -> Executi
     except RuntimeError as problem:
         error = f"FAILED {f'in code cell {number}' if number else 'before its first cell'}: {_first_line(problem)}"
     seconds = time.monotonic() - start
+    if error is None:
+        error = _shown_error(notebook, code_cells, client.widget_state)
     tidy(notebook)
     if error is None and not count_self_checks(notebook):
         error = "FAILED: no self-check ran"
@@ -167,6 +181,30 @@ def _what_stopped(problem: Exception, cell_seconds: int | None) -> str:
             return f"it ran for more than {cell_seconds} s"
         case _:
             return "its kernel died, most often for want of memory"
+
+
+def _shown_error(notebook: NotebookNode, code_cells: Sequence[int], widgets: Mapping[str, Any]) -> str | None:
+    """Say which output shows an error that did not stop its cell and is not there on purpose, None where none does."""
+    for number, index in enumerate(code_cells, start=1):
+        cell = notebook.cells[index]
+        shown = [output for output in cell.outputs if _is_error(output)]
+        if shown and _ERROR_TAG not in cell.metadata.get("tags", []):
+            return f"FAILED: the output of code cell {number} of {len(code_cells)} shows {_in_words(shown[0])}"
+    shown = [output for state in widgets.values() for output in state.get("outputs", ()) if _is_error(output)]
+    return f"FAILED: a widget shows {_in_words(shown[0])}" if shown else None
+
+
+def _is_error(output: Mapping[str, Any]) -> bool:
+    """Whether an output is an error, or what a thread that failed has printed."""
+    printed = output.get("text", "") if output.get("name") == "stderr" else ""
+    return output["output_type"] == "error" or _TRACEBACK.search(printed) is not None
+
+
+def _in_words(error: Mapping[str, Any]) -> str:
+    if error["output_type"] == "error":
+        return f"{error['ename']}: {_first_line(error['evalue'])}".removesuffix(": ")
+    _, traceback = _TRACEBACK.split(error["text"], maxsplit=1)
+    return next((line for line in traceback.splitlines() if line and not line.startswith(" ")), "a traceback")
 
 
 def _first_line(text: object) -> str:

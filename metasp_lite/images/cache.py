@@ -1,10 +1,12 @@
 """The pixels of an image folder, decoded once: kept as one memory-mapped file until a file of the folder changes.
 
-By hand, for ``ImageFolder`` decodes an image again at every access.
+By hand, for ``ImageFolder`` decodes an image again at every access.  The file is a .npy with the SHA-256 sum of all of
+it behind; a cache that does not have its sum is built anew, so that no damaged pixel is trained on.
 """
 
 import contextlib
 import hashlib
+import io
 import os
 import re
 from collections.abc import Iterator
@@ -19,6 +21,7 @@ from metasp_lite.images.folder import MODE_OF_CHANNELS, Decoding, Listing, decod
 
 _CHUNK_BYTES = 32 * 2**20
 _FILES_PER_JOB = 64
+_SUM_BYTES = 32
 _ABANDONED_AFTER = 3600.0  # seconds without a write after which a half-written cache belongs to no living process
 
 
@@ -30,18 +33,21 @@ def cache_dir() -> Path:
 def read_images(root: Path, listing: Listing, decoding: Decoding) -> np.ndarray:
     """Return the images of ``listing``, (N, C, H, W) uint8, memory-mapped from the cache; writing to them is private.
 
-    The first call decodes all files and writes the cache; a change of any file's name, size or time builds it anew.
+    The first call decodes all files and writes the cache; a change of any file's name, size or time, or another file
+    in its place, builds it anew.
 
     Raises:
         ValueError: as ``decode``.
-        OSError: when the cache cannot be written, with the space it needs.
+        OSError: when the cache cannot be written, with the space it needs; when a file changes while it is read.
     """
-    kind = _cache_kind(root, listing, decoding)
-    path = cache_dir() / f"{kind}-{_fingerprint(listing)}.npy"
+    kind, fingerprint = _cache_kind(root, listing, decoding), _fingerprint(listing)
+    path = cache_dir() / f"{kind}-{fingerprint}.npy"
     if (images := _open_cache(path, listing, decoding)) is not None:
         return images
     _build_cache(path, listing, decoding)
     _remove_stale(kind, keep=path)
+    if _fingerprint(listing) != fingerprint:
+        raise OSError(f"files of {listing.folder} have changed while they were read; load again when they rest")
     if (images := _open_cache(path, listing, decoding)) is None:
         raise OSError(f"the cache {path} was changed by another process while it was being built; load again")
     return images
@@ -54,18 +60,27 @@ def _cache_kind(root: Path, listing: Listing, decoding: Decoding) -> str:
 
 
 def _fingerprint(listing: Listing) -> str:
+    """Tell files that were changed or replaced.
+
+    Whoever sets a file's time back moves its ctime, which the system alone sets; a file put in its place has another
+    inode.
+    """
     digest = hashlib.sha256()
     for file in listing.files:
         status = os.stat(f"{listing.folder}/{file}")
-        digest.update(os.fsencode(file) + f"\0{status.st_size}\0{status.st_mtime_ns}\0".encode())
+        numbers = (status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
+        digest.update(os.fsencode(file) + "\0{}\0{}\0{}\0{}\0".format(*numbers).encode())
     return digest.hexdigest()[:16]
 
 
 def _open_cache(path: Path, listing: Listing, decoding: Decoding) -> np.ndarray | None:
     """Return the memory-mapped cache, or None where there is none or it is damaged in whatever way."""
     try:
+        content = np.memmap(path, np.uint8, "r")
+        if hashlib.sha256(content[:-_SUM_BYTES].data).digest() != content[-_SUM_BYTES:].tobytes():
+            return None
         images = np.lib.format.open_memmap(path, mode="c")  # .npy only: no zip, no pickle
-        complete = path.stat().st_size == images.offset + images.nbytes
+        complete = len(content) == images.offset + images.nbytes + _SUM_BYTES
     except Exception:
         return None
     if not complete or images.dtype != np.uint8 or images.ndim != 4 or len(images) != len(listing.files):
@@ -80,11 +95,16 @@ def _build_cache(path: Path, listing: Listing, decoding: Decoding) -> None:
     decoding, first = _settled_by_first(listing, decoding)
     height_width = (decoding.size, decoding.size) if decoding.size else first.shape[1:]
     shape = (len(listing.files), len(first), *height_width)
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "|u1", "fortran_order": False, "shape": shape})
+    digest = hashlib.sha256(header.getvalue())
     try:
         with files.replacing(path) as file:
-            np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
+            file.write(header.getvalue())
             for images in _decoded(listing, decoding, first):
                 file.write(images.data)
+                digest.update(images.data)
+            file.write(digest.digest())
     except OSError as error:
         need = f"{np.prod(shape) / 2**20:,.0f} MiB"
         reason = error.strerror or error

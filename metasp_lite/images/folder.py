@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageFile
 
 SPLITS = ("train", "test")
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
@@ -25,6 +25,8 @@ CSV_LISTS = ("train.csv", "val.csv", "test.csv")  # of the few-shot split of Min
 # (C, H, W); None stands for "any"
 Shape = tuple[int | None, int | None, int | None]
 _FORMATS = ("PNG", "JPEG", "WEBP")
+_ORIENTATION = 0x0112  # the tag of EXIF; 1 is upright
+_SIDEWAYS = {"exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif"}  # where Pillow keeps what may hold it
 MODE_OF_CHANNELS = {1: "L", 3: "RGB"}
 
 
@@ -49,6 +51,8 @@ class Decoding:
 
     ``shape`` is the (C, H, W) of the files themselves; where it says any, the first file decides (the size may vary
     when ``size`` is given). ``size`` resizes to size × size. ``to_rgb`` turns grey, palette and CMYK files into RGB.
+    Whatever it says, a file that a viewer shows otherwise than its pixels lie is refused: an orientation tag, 16 bits,
+    an animation, transparency.
     """
 
     shape: Shape = (None, None, None)
@@ -178,7 +182,7 @@ def peek(listing: Listing) -> Shape:
 
 
 @contextlib.contextmanager
-def _opened(path: Path) -> Iterator[Image.Image]:
+def _opened(path: Path) -> Iterator[ImageFile.ImageFile]:
     # Pillow reports damage with OSError, SyntaxError, ValueError, EOFError, ...: any of them means the file
     try:
         with Image.open(path, formats=_FORMATS) as image:
@@ -191,17 +195,46 @@ def decode(path: Path, decoding: Decoding) -> np.ndarray:
     """Return the pixels of one file, (C, H, W) uint8, C = 1 or 3.
 
     Raises:
-        ValueError: for a truncated or undecodable file, or one whose mode or size is not what ``decoding`` says; the
-            message names the file and the way out.
+        ValueError: for a truncated or undecodable file, one whose mode or size is not what ``decoding`` says, or one
+            whose pixels are not what a viewer shows; the message names the file and the way out.
     """
-    with _opened(path) as image:
-        image.load()  # all pixels: a truncated file fails here
-        image = image.convert("RGB") if decoding.to_rgb else image
+    with _opened(path) as file:
+        deep = _is_deep(file)
+        file.load()  # all pixels: a truncated file fails here
+        odd = _unlike_its_looks(file, deep)
+        image: Image.Image = file.convert("RGB") if decoding.to_rgb else file
     _check_shape(path, image, decoding)
+    if odd is not None:
+        raise ValueError(f"{path} {odd}, or remove it")
     if decoding.size is not None:
         image = resized(image, decoding.size)
     pixels = np.asarray(image)
     return np.ascontiguousarray(pixels.reshape(*pixels.shape[:2], -1).transpose(2, 0, 1))
+
+
+def _is_deep(image: ImageFile.ImageFile) -> bool:
+    """Whether an opened file has 16 bits a channel, which Pillow cuts to 8 in coloured images without a word."""
+    return any("16" in str(tile.args) for tile in image.tile)
+
+
+def _unlike_its_looks(image: ImageFile.ImageFile, deep: bool) -> str | None:
+    """Say what a viewer shows otherwise than the decoded pixels, and what to do; None for a plain image.
+
+    Nothing is mended by guess, since another reader of the same folder would then train on other pixels.  Of a photo
+    with a second picture beside it (MPO) viewers show the first, as here.
+    """
+    if deep:
+        return "has 16 bits a channel; save it with 8"
+    if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":
+        return f"is an animation of {getattr(image, 'n_frames', 0)} frames; save the one that is meant"
+    if _SIDEWAYS.intersection(image.info) and image.getexif().get(_ORIENTATION, 1) not in (0, 1):
+        turn = "turn its pixels and drop the tag (PIL.ImageOps.exif_transpose does both)"
+        return (
+            f"has an orientation tag ({image.getexif()[_ORIENTATION]}), its pixels lie otherwise than it looks; {turn}"
+        )
+    if image.has_transparency_data and image.convert("RGBA").getchannel("A").getextrema() != (255, 255):
+        return "is transparent in places; put it on a background and save it without transparency"
+    return None
 
 
 def resized(image: Image.Image, size: int) -> Image.Image:

@@ -49,16 +49,23 @@ KNOWN = {
 _ANY = _KnownSet(0, (None, None, None))
 
 
-def load(name: str | Path, split: Split = "train", *, source: str | None = None, size: int | None = None) -> ImageSet:
+def load(
+    name: str | Path,
+    split: Split = "train",
+    *,
+    source: str | None = None,
+    size: int | None = None,
+    whole: bool = False,
+) -> ImageSet:
     """Return one split of a data set: (N, C, H, W) uint8 images and (N,) int64 labels; nothing is downloaded.
 
     ``name`` is a known set (``KNOWN``), a folder below the data folder, or a path to a folder; folders are laid out as
     ``{train,test}/<class>/*.{png,jpg,jpeg,webp}``, or as Mini-ImageNet's csv lists beside ``images/``. The first of
-    folder, debian, download and bundled that has the set is taken, unless ``source`` names one of them. ``size``
-    resizes the images to size × size.
+    folder, debian, download and bundled that has the set is taken, unless ``source`` names one of them; the bundled
+    subset not where ``whole`` or the full profile asks for all images. ``size`` resizes the images to size × size.
 
     Raises:
-        FileNotFoundError: when no source has it; the message lists where it was looked for and how to get it.
+        FileNotFoundError: when no source has it, or no more than its subset; the message says how to get it.
         ValueError: for an unknown split or source, or damaged data; the message names the file and the way out.
     """
     if split not in folder.SPLITS:
@@ -73,6 +80,8 @@ def load(name: str | Path, split: Split = "train", *, source: str | None = None,
         return _load_tree(Path(name).expanduser(), split, size, _ANY, f"image folder {name}")
     for kind in (source,) if source else _LOADERS:
         if (images := _LOADERS[kind](name, split, size)) is not None:
+            if kind == "bundled" and source is None and (whole or settings.profile() == "full"):
+                raise FileNotFoundError(_only_a_subset(name))
             return images
     raise FileNotFoundError(_not_found(name, source))
 
@@ -95,10 +104,7 @@ def download(name: str) -> Path:
 
 def ways_out(name: str) -> str:
     """Return what a user can do to get a known set, in words."""
-    ways = [RESTORE, "apt-get install dataset-fashion-mnist"] if name == "fashion-mnist" else []
-    if torchvision_class_of(name) is not None:
-        ways.append(f"python -m metasp_lite data download {name}")
-    return "; or ".join([*ways, _folder_way_out(name)])
+    return "; or ".join([*([RESTORE] if name == "fashion-mnist" else []), *_ways_to_all(name)])
 
 
 def torchvision_class_of(name: str) -> str | None:
@@ -132,6 +138,18 @@ def _not_found(name: str, source: str | None) -> str:
     sentence = f"{name} was not found; looked for {', '.join(looked)}" if looked else f"{name} has no source {source!r}"
     unknown = "" if name in KNOWN else f" (known sets: {', '.join(KNOWN)})"
     return f"{sentence}{unknown}. Ways out: {ways_out(name)}"
+
+
+def _ways_to_all(name: str) -> list[str]:
+    ways = ["apt-get install dataset-fashion-mnist"] if name == "fashion-mnist" else []
+    if torchvision_class_of(name) is not None:
+        ways.append(f"python -m metasp_lite data download {name}")
+    return [*ways, _folder_way_out(name)]
+
+
+def _only_a_subset(name: str) -> str:
+    ways = "; or ".join([*_ways_to_all(name), "take the subset by its name, source=bundled"])
+    return f"all of {name} is asked for, and no more than the {BUNDLED_SOURCE} is here. Ways out: {ways}"
 
 
 def _folder_way_out(name: str) -> str:

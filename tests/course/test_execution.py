@@ -34,6 +34,36 @@ def test_kernel_is_this_interpreter_and_ignores_the_users_backend_and_kernels(co
     assert done.notebook.cells[2].outputs[0].text.splitlines() == [sys.executable, "False"]
 
 
+SHOWN = "try:\n    1 / 0\nexcept ZeroDivisionError:\n    get_ipython().showtraceback()"
+THREAD = "import threading\nthread = threading.Thread(target=lambda: 1 / 0)\nthread.start()\nthread.join()"
+WIDGET = "import ipywidgets\nout = ipywidgets.Output()\ndisplay(out)\nwith out:\n    1 / 0"
+
+
+@pytest.mark.parametrize(
+    ("source", "where"),
+    [
+        (SHOWN, "the output of code cell 2 of 3"),
+        (THREAD, "the output of code cell 2 of 3"),
+        (WIDGET, "a widget"),
+    ],
+)
+def test_an_error_in_an_output_is_a_failure_though_the_cell_went_on(course, source, where):
+    done = execution.execute(write_notebook(course, "01-a", CHECK, source, "1"))
+    assert done.verdict == done.error == f"FAILED: {where} shows ZeroDivisionError: division by zero"
+
+
+@pytest.mark.parametrize(("source", "count"), [("1 / 0", "1 error"), (SHOWN, "1 error"), (THREAD, "1 error")])
+def test_an_error_on_purpose_is_none_but_the_verdict_says_so(course, source, count):
+    done = execution.execute(write_notebook(course, "01-a", CHECK, source, tags=("raises-exception",)))
+    assert done.error is None
+    assert done.verdict == f"1 self-check passed, {count} on purpose (raises-exception)"
+
+
+def test_a_warning_and_a_traceback_that_is_quoted_are_no_failure(course):
+    quoted = "import warnings; warnings.warn('old'); print('Traceback (most recent call last):')"
+    assert execution.execute(write_notebook(course, "01-a", CHECK, quoted)).verdict == "1 self-check passed"
+
+
 def test_a_cell_that_never_ends_is_cut_off(course):
     done = execution.execute(write_notebook(course, "01-slow", CHECK, "import time; time.sleep(60)"), cell_seconds=1)
     assert done.error == "FAILED in code cell 2 of 2: it ran for more than 1 s"

@@ -1,17 +1,20 @@
 """The cache of decoded images: equal to the files, anew when they change, whole or not there."""
 
 import errno
+import hashlib
 import io
 import os
+import shutil
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
 import torch
 from helpers.image_sets import as_torchvision_reads, cache_files, forbid_decoding, make_tree, noise, rgb
 
-from metasp_lite.images import cache, sources
+from metasp_lite.images import cache, folder, sources
 
 
 def test_many_jobs_and_threads_keep_the_order(home, monkeypatch):
@@ -68,6 +71,87 @@ def test_a_renamed_file_is_noticed_where_sizes_and_times_are_all_equal(home):
     assert np.array_equal(sources.load("toy").images.numpy(), as_torchvision_reads(root, "train")[0])
 
 
+def in_place(path, content):
+    path.write_bytes(content)
+
+
+def by_another_file(path, content):
+    new = path.with_name("new")
+    new.write_bytes(content)
+    new.replace(path)
+
+
+def by_a_copy_with_its_times(path, content):
+    new = path.parents[3] / "new.png"
+    new.write_bytes(content)
+    shutil.copystat(path, new)
+    shutil.move(new, path)
+
+
+@pytest.mark.parametrize("replace", [in_place, by_another_file, by_a_copy_with_its_times])
+@pytest.mark.parametrize("name", ["train/cat/0.png", "train/dog/1.png"])
+def test_a_replaced_file_of_equal_size_and_restored_time_is_seen(home, replace, name):
+    root = make_tree(home / "toy")
+    path, other = root / name, root / "other.png"
+    rgb(other)
+    size = max(path.stat().st_size, other.stat().st_size)
+    path.write_bytes(path.read_bytes().ljust(size, b"x"))  # behind a PNG's end mark
+    content = other.read_bytes().ljust(size, b"x")
+    other.unlink()
+    sources.load("toy")
+    before = path.stat()
+    time.sleep(0.02)  # the clock of file systems ticks every few milliseconds
+    replace(path, content)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert (path.stat().st_size, path.stat().st_mtime_ns) == (before.st_size, before.st_mtime_ns)
+    assert np.array_equal(sources.load("toy").images.numpy(), as_torchvision_reads(root, "train")[0])
+
+
+def test_files_that_change_while_they_are_read_are_refused(home, monkeypatch):
+    root = make_tree(home / "toy")
+    decode = cache.decode
+
+    def with_a_change(path, decoding):
+        if path.name == "1.png":
+            rgb(root / "train/cat/0.png")
+        return decode(path, decoding)
+
+    monkeypatch.setattr(cache, "decode", with_a_change)
+    with pytest.raises(OSError, match="toy/train have changed while they were read; load again"):
+        sources.load("toy")
+    monkeypatch.setattr(cache, "decode", decode)
+    assert np.array_equal(sources.load("toy").images.numpy(), as_torchvision_reads(root, "train")[0])
+
+
+def test_a_flipped_bit_of_the_cache_is_not_served(home):
+    make_tree(home / "toy", shape=(3, 2, 3))
+    expected = sources.load("toy").images.clone()
+    (name,) = cache_files()
+    path = cache.cache_dir() / name
+    whole = path.read_bytes()
+    for place in (*range(0, len(whole), 7), len(whole) - 1):
+        damaged = bytearray(whole)
+        damaged[place] ^= 1 << place % 8
+        path.write_bytes(damaged)
+        assert torch.equal(sources.load("toy").images, expected)
+        assert path.read_bytes() == whole  # built anew
+
+
+def test_the_sum_is_cheap(tmp_path):
+    """Of 6,000 images of 32×32, at most 0.2 s of processor time; the best of three, for the machine may be busy."""
+    buffer = io.BytesIO()
+    np.save(buffer, noise(0, 6000, 3, 32, 32))
+    path = tmp_path / "a.npy"
+    path.write_bytes(buffer.getvalue() + hashlib.sha256(buffer.getvalue()).digest())
+    listing = folder.Listing("train", tmp_path, ("a",), ("0.png",) * 6000, (0,) * 6000)
+    seconds = []
+    for _ in range(3):
+        began = time.process_time()
+        assert cache._open_cache(path, listing, folder.Decoding((3, 32, 32))) is not None
+        seconds.append(time.process_time() - began)
+    assert min(seconds) < 0.2
+
+
 def broken_caches():
     good = io.BytesIO()
     np.save(good, noise(0, 4, 3, 6, 5))
@@ -93,14 +177,16 @@ def broken_caches():
         yield pytest.param(content, id=name)
 
 
+@pytest.mark.parametrize("summed", [True, False])
 @pytest.mark.parametrize("content", list(broken_caches()))
-def test_a_damaged_cache_is_built_anew(home, content):
+def test_a_damaged_cache_is_built_anew(home, content, summed):
+    """Also where its sum is right, as another program's might be."""
     make_tree(home / "toy")
     expected = sources.load("toy").images.clone()
     (name,) = cache_files()
     path = cache.cache_dir() / name
     path.unlink()
-    path.write_bytes(content)
+    path.write_bytes(content + hashlib.sha256(content).digest() * summed)
     assert torch.equal(sources.load("toy").images, expected)
     assert cache_files() == [name]
     assert np.array_equal(np.load(path), expected.numpy())

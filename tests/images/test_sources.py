@@ -136,6 +136,21 @@ def test_sources_are_tried_in_the_documented_order(home, tmp_path, monkeypatch):
         assert word in sources.load("fashion-mnist", source=source).source
 
 
+@pytest.mark.parametrize("profile", ["lite", "full"])
+def test_a_subset_never_stands_in_for_all_where_all_is_asked_for(home, tmp_path, monkeypatch, profile):
+    """In the full profile, or by ``whole``; by its name it is taken in both."""
+    monkeypatch.setenv("METASP_PROFILE", profile)
+    ways = r"data download fashion-mnist; or .*source=bundled"
+    with pytest.raises(FileNotFoundError, match=f"all of fashion-mnist is asked for.*1,000 training.*{ways}") as error:
+        sources.load("fashion-mnist", whole=profile == "lite")
+    assert sources.RESTORE not in str(error.value)  # that leads to the subset again
+    assert len(sources.load("fashion-mnist", source="bundled", whole=True)) == 10_000
+    assert profile == "full" or len(sources.load("fashion-mnist")) == 10_000
+    monkeypatch.setattr(sources, "DEBIAN_FASHION_MNIST", tmp_path / "debian")
+    write_fashion(tmp_path / "debian")
+    assert "Debian" in sources.load("fashion-mnist", whole=True).source
+
+
 def test_what_is_not_found_is_said_with_every_way_out(home):
     with pytest.raises(FileNotFoundError) as error:
         sources.load("cifar10")
