@@ -218,6 +218,11 @@ def require_losses(losses: Losses, theta: Tensor) -> None:
     require_theta(theta)
     if not can_be_looked_at(theta):
         return
+    if not hasattr(losses, "__len__"):
+        raise ValueError(
+            f"the losses are a {type(losses).__name__}, which does not say how many there are: wrap a scalar function "
+            "of θ as SingleLoss(function), or give losses with a length"
+        )
     if isinstance(losses, ExampleLosses):
         losses.require(theta)
     else:

@@ -11,6 +11,7 @@ from helpers.small_models import EVERY_MODEL, ROUNDING, assert_equal_up_to_round
 from torch import nn
 from torch.nn import functional as F
 
+from metasp_lite.calculus import curvature
 from metasp_lite.calculus.labels import binary_cross_entropy
 from metasp_lite.calculus.losses import (
     ExampleLosses,
@@ -204,3 +205,8 @@ def test_check_finite_names_what_and_the_first_place():
     bad = torch.tensor([[1.0, 2.0], [math.inf, math.nan]])
     with pytest.raises(FloatingPointError, match=r"a thing is inf at position 2; check .* lower the step size"):
         check_finite(bad, "a thing")
+
+
+def test_losses_without_a_length_are_refused_with_the_way_out():
+    with pytest.raises(ValueError, match=r"a function, which does not say how many .* SingleLoss\(function\)"):
+        curvature.Curvature(Objective(lambda theta, index=None: theta.square()), torch.zeros(2).double())
