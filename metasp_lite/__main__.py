@@ -5,9 +5,12 @@ imported, and it imports what computes only when it runs: help and a misspelt op
 """
 
 import argparse
+import io
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+
+from metasp_lite import settings
 
 COMMANDS = {
     "data": "list the data sets that are here, or download one",
@@ -23,9 +26,13 @@ _GOES_ON = ("train", "grid")
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status; an expected error ends in one clear sentence, not a traceback."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # what a console cannot show is spelt out, no traceback
     words = sys.argv[1:] if argv is None else list(argv)
     arguments = _parser(words).parse_args(words)
     try:
+        settings.profile()  # nonsense is refused by every command, whether or not it asks for the profile
         return import_module(f"metasp_lite.commands.{arguments.command}").main(arguments)
     except KeyboardInterrupt:
         way_on = "; the same command goes on from the last checkpoint" if arguments.command in _GOES_ON else ""

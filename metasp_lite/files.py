@@ -1,6 +1,7 @@
 """The one way a file is written: beside its place under a name of its own, onto the disk, then renamed."""
 
 import contextlib
+import errno
 import os
 import re
 import shutil
@@ -27,9 +28,10 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
 
     It has the permissions of the file that it replaces, or those that ``open`` gives a new one.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
+    made = [folder for folder in path.parents if not os.path.lexists(folder)]  # the innermost first
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with open(part, "xb") as file:  # "x": neither another writer's file nor a link that somebody has put there
             yield file
             file.flush()
@@ -37,9 +39,31 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         with contextlib.suppress(FileNotFoundError):
             shutil.copymode(path, part)
         part.replace(path)
-    finally:
-        with contextlib.suppress(OSError):
+    except BaseException:
+        with contextlib.suppress(OSError):  # to the first folder that another process has put something into
             part.unlink(missing_ok=True)
+            for folder in made:
+                folder.rmdir()
+        raise
+
+
+class _NotYet(Exception):
+    """Ends a write that was a question."""
+
+
+def require_writable(path: Path) -> None:
+    """Make sure that a file can be written at ``path``, before what it is to hold is computed; leaves no trace.
+
+    Raises:
+        OSError: when it cannot, with the reason.
+    """
+    try:
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, "it is a folder")
+        with contextlib.suppress(_NotYet), replacing(path):
+            raise _NotYet
+    except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
+        raise OSError(f"cannot write {path} ({getattr(error, 'strerror', None) or error}); permit it") from error
 
 
 def remove_leftovers(folder: Path, *, older_than: float = 0.0) -> None:

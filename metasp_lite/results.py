@@ -8,11 +8,12 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from metasp_lite import settings
-from metasp_lite.files import write_atomically
+from metasp_lite.files import require_writable, write_atomically
 
 RESULTS_DIR = settings.PROJECT_DATA_DIR / "results"
 _PACKAGES = ("torch", "torchvision", "numpy", "scipy", "scikit-learn")
@@ -46,11 +47,46 @@ def write(path: Path, result: Mapping[str, object] | Sequence[Mapping[str, objec
     write_atomically(path, json.dumps(stamped, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
 
 
+def place(name: str) -> Path:
+    """Return where the result ``name`` (``"bench/toy.json"``) is stored, before it is computed.
+
+    Raises:
+        OSError: when it could not be written there, or where the package was installed without the project.
+    """
+    if not settings.PROJECT_DATA_DIR.is_dir():
+        raise FileNotFoundError(f"{RESULTS_DIR} is not there to store {name} in; {settings.INSTALL_CHECKOUT}")
+    require_writable(RESULTS_DIR / name)
+    return RESULTS_DIR / name
+
+
+def read(path: Path) -> Any:
+    """Return a stored result: an object, or a list of objects.
+
+    Raises:
+        FileNotFoundError: when there is none.
+        ValueError: for another file: damaged, no JSON, with a number that JSON lacks, or no object at its top.
+    """
+    way_out = "move it away and measure again"
+    try:
+        found = json.loads(path.read_text(encoding="utf-8-sig"), parse_constant=_refuse_constant)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"there is no result {path}; measure it first") from error
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} cannot be read as a result ({error}); {way_out}") from error
+    if not all(isinstance(each, dict) for each in (found if isinstance(found, list) else [found])):
+        raise ValueError(f"{path} is not a result: it holds no object; {way_out}")
+    return found
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is no number of JSON")
+
+
 def _git(*arguments: str) -> str | None:
     """Return what git prints, or None outside a checkout."""
     try:
         done = subprocess.run(
-            ["git", "-C", str(settings.PROJECT_DIR), *arguments], capture_output=True, text=True, check=True
+            ["git", "-C", str(settings.PROJECT_DIR), *arguments], capture_output=True, check=True, encoding="utf-8"
         )
     except (OSError, subprocess.CalledProcessError):
         return None

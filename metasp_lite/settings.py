@@ -1,6 +1,7 @@
 """What the surroundings decide, each read in this one place: the profile, the device and the folders."""
 
 import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -11,6 +12,8 @@ Profile = Literal["lite", "full"]
 PROFILES: tuple[Profile, ...] = ("lite", "full")
 PROJECT_DIR = Path(__file__).resolve().parent.parent
 PROJECT_DATA_DIR = PROJECT_DIR / "data"
+INSTALL_CHECKOUT = "use a checkout of the project (git clone, then pip install -e . in it)"
+_FOLDERS = ("METASP_DATA", "METASP_CACHE")
 GRID_EXAMPLE = Path(__file__).resolve().parent / "continual" / "example-grid.toml"  # help and errors show it
 
 
@@ -32,12 +35,39 @@ def data_dir() -> Path:
     """Return the folder of the user's data sets: ``METASP_DATA``, or the project's ``data/`` where that is unset.
 
     Raises:
-        FileNotFoundError: when ``METASP_DATA`` names a folder that does not exist.
+        FileNotFoundError: when ``METASP_DATA`` names a folder that does not exist, or is unset where the package was
+            installed without the project.
     """
-    folder = Path(os.environ.get("METASP_DATA") or PROJECT_DATA_DIR).expanduser()
+    named = os.environ.get("METASP_DATA")
+    folder = Path(named).expanduser() if named else PROJECT_DATA_DIR
     if not folder.is_dir():
-        raise FileNotFoundError(f"METASP_DATA={folder} is not a folder; create it or unset METASP_DATA")
+        if named:
+            raise FileNotFoundError(f"METASP_DATA={folder} is not a folder; create it or unset METASP_DATA")
+        raise FileNotFoundError(
+            f"{folder} is not there; set METASP_DATA to a folder of data sets, or {INSTALL_CHECKOUT}"
+        )
     return folder
+
+
+def cache_dir() -> Path:
+    """Return the folder for what can be computed again: ``METASP_CACHE``, else the project's ``data/cache``.
+
+    Where the project cannot be written, or there is none, it is ``metasp_lite`` in the user's own folder of caches
+    (``XDG_CACHE_HOME``, on most systems ``~/.cache``).  It may not exist yet; it is safe to delete.
+    """
+    if named := os.environ.get("METASP_CACHE"):
+        return Path(named).expanduser().absolute()
+    own = PROJECT_DATA_DIR / "cache"
+    if os.access(own if own.exists() else PROJECT_DATA_DIR, os.W_OK | os.X_OK):
+        return own
+    system = {"win32": "AppData/Local", "darwin": "Library/Caches"}.get(sys.platform, ".cache")
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / system).absolute() / "metasp_lite"
+
+
+def for_another_folder() -> dict[str, str]:
+    """Return the variables of folders that are set, made absolute: for a process that starts elsewhere."""
+    named = {name: os.environ.get(name) for name in _FOLDERS}
+    return {name: os.path.abspath(os.path.expanduser(folder)) for name, folder in named.items() if folder}
 
 
 def device() -> "torch.device":

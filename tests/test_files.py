@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from metasp_lite.files import remove_leftovers, replacing, write_atomically
+from metasp_lite.files import remove_leftovers, replacing, require_writable, write_atomically
 
 
 @pytest.fixture
@@ -191,3 +191,68 @@ def test_leftovers_of_killed_writers_can_be_removed_and_nothing_else(path):
     remove_leftovers(path.parent)
     assert set(path.parent.iterdir()) == {path, *others}
     assert path.read_bytes() == b"old"
+
+
+def test_folders_made_for_a_file_go_with_it(tmp_path):
+    (tmp_path / "there").mkdir()
+    for folder in (tmp_path / "a" / "b" / "c", tmp_path / "there"):
+        with pytest.raises(ZeroDivisionError), replacing(folder / "new.bin") as file:
+            file.write(bytes(1 // 0))
+    assert [path.name for path in tmp_path.rglob("*")] == ["there"]
+
+
+def test_asking_whether_a_file_can_be_written_leaves_no_trace(path):
+    require_writable(path)
+    require_writable(path.parent / "a" / "b" / "new")
+    assert path.read_bytes() == b"old"
+    assert only(path)
+
+
+def a_file_above(path):
+    return path / "deeper" / "new"
+
+
+def a_folder(path):
+    (path.parent / "folder").mkdir()
+    return path.parent / "folder"
+
+
+def a_link_to_nowhere_above(path):
+    (path.parent / "link").symlink_to("nowhere")
+    return path.parent / "link" / "new"
+
+
+def a_name_too_long(path):
+    return path.parent / ("x" * 250)
+
+
+def a_folder_too_long(path):
+    return path.parent / ("x" * 300) / "new"
+
+
+def a_zero_byte(path):
+    return path.parent / "a\0b"
+
+
+@pytest.mark.parametrize(
+    "target",
+    [a_file_above, a_folder, a_link_to_nowhere_above, a_name_too_long, a_folder_too_long, a_zero_byte],
+)
+def test_what_cannot_be_written_is_refused_by_name(path, target):
+    asked = target(path)
+    before = sorted(path.parent.rglob("*"))
+    with pytest.raises(OSError, match="cannot write ") as error:
+        require_writable(asked)
+    assert str(asked) in str(error.value)
+    assert sorted(path.parent.rglob("*")) == before
+
+
+def test_a_folder_without_permission_is_refused_by_name(path, monkeypatch):
+    """Root may write everywhere: the system's answer is made up."""
+
+    def refuse(*_, **__):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr("builtins.open", refuse)
+    with pytest.raises(OSError, match=r"cannot write .*kept\.txt \(Permission denied\); permit it"):
+        require_writable(path)

@@ -1,10 +1,12 @@
 """The command line as a whole: quick where nothing is computed, and true about what there is."""
 
 import json
+import os
 import subprocess
 import sys
 
 import pytest
+from helpers.image_files import write_lists
 
 from metasp_lite import __main__ as program
 from metasp_lite import images
@@ -84,3 +86,57 @@ def test_an_error_is_told_even_before_torch_is_there():
         "assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+PLAIN = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONIOENCODING": ""}
+
+
+def in_a_plain_locale(arguments, **environment):
+    """Run Python where its own encoding is not UTF-8, and have it tell each place that relies on that."""
+    command = [sys.executable, "-X", "warn_default_encoding", *map(str, arguments)]
+    surroundings = {**os.environ, **PLAIN, **environment}
+    return subprocess.run(command, env=surroundings, capture_output=True, check=False)
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252", "iso-8859-1", "utf-8"])
+def test_what_a_console_cannot_show_is_spelt_out(tmp_path, encoding):
+    """A class with a Chinese name, listed and refused; help with its dashes."""
+    (tmp_path / "toy" / "train" / "\u732b").mkdir(parents=True)
+    (tmp_path / "toy" / "test" / "\u732b").mkdir(parents=True)
+    code = "import sys; from metasp_lite.__main__ import main; sys.exit(main(['data']))"
+    surroundings = {"METASP_DATA": str(tmp_path), "PYTHONIOENCODING": encoding}
+    done = in_a_plain_locale(["-c", code], **surroundings)
+    assert b"Traceback" not in done.stderr
+    assert done.returncode == 0
+    shown = done.stdout.decode(encoding)
+    assert "toy" in shown
+    assert "holds no image" in shown
+
+
+def test_a_runs_own_result_is_its_own_in_every_locale(tmp_path):
+    """Trained, told again, and in a grid; the classes have names that are not ASCII, in lists with a mark before."""
+    folder = tmp_path / "images"
+    write_lists(folder, {"train": list("aabbccdd"), "test": list("abcd")}, size=(8, 8))
+    for name in ("train", "test"):
+        text = (folder / f"{name}.csv").read_text("utf-8").replace(",a", ",\u00e4").replace(",b", ",\u732b")
+        (folder / f"{name}.csv").write_text(text, "utf-8-sig")
+    grid = f'# \u03bb\nstreams = ["{folder}"]\nmethods = ["er"]\nseeds = [1]\n[set]\nepochs = 1\nnetwork = \'mlp\'\n'
+    (tmp_path / "grid.toml").write_text(grid, "utf-8")
+    code = """
+import sys
+from metasp_lite.__main__ import main
+images, out, grid = sys.argv[1:]
+line = ["train", "--stream", images, "--method", "er", "--out", out, "--set", "epochs=1", "--set", "network=mlp"]
+print([main(line), main(line), main(["grid", grid, "--out", out + "-grid", "--workers", "1"]), main(["data"])])
+try:
+    main(["grid", "--help"])
+except SystemExit as stop:
+    print(stop.code)
+"""
+    arguments = ["-c", code, folder, tmp_path / "run", tmp_path / "grid.toml"]
+    done = in_a_plain_locale(arguments, METASP_DATA=str(tmp_path), METASP_CACHE=str(tmp_path / "cache"))
+    told = done.stdout.decode("ascii").splitlines()
+    assert "[0, 0, 0, 0]" in told, done.stderr
+    assert told[-1] == "0"
+    ours = [line for line in done.stderr.splitlines() if b"EncodingWarning" in line and b"metasp_lite" in line]
+    assert not ours

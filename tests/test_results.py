@@ -54,3 +54,43 @@ def test_stored_results_name_a_clean_commit():
         for origin in (each["obtained_with"] for each in objects):
             assert len(origin["commit"]) == 40, path.name
             assert origin["uncommitted_changes"] is False, path.name
+
+
+def test_a_stored_result_is_read_as_it_was_written_with_or_without_a_mark(tmp_path):
+    path = tmp_path / "run.json"
+    results.write(path, {"name": "λ", "r": 0.5})
+    assert results.read(path)["name"] == "λ"
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert results.read(path)["r"] == 0.5
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"", b"{", b"3", b'"text"', b"null", b"[1, 2]", b'[{"r": 1}, 2]', b'{"r": NaN}', b'{"r": Infinity}',
+        b"\xff\xfe{\x00", b"\x00", b"[" * 100_000, b"r = 1", b'{"r": 1} {"r": 2}', b"PK\x03\x04",
+    ],
+)  # fmt: skip
+def test_a_foreign_file_in_a_results_place_is_named(tmp_path, content):
+    path = tmp_path / "run.json"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"run\.json (cannot be read as|is not) a result.*; move it away"):
+        results.read(path)
+    assert path.read_bytes() == content
+
+
+def test_a_result_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"there is no result .*run\.json; measure it first"):
+        results.read(tmp_path / "run.json")
+
+
+def test_the_place_of_a_result_is_refused_where_nothing_can_be_stored(tmp_path, monkeypatch):
+    monkeypatch.setattr(results, "RESULTS_DIR", tmp_path / "results")
+    assert results.place("bench/toy.json") == tmp_path / "results" / "bench" / "toy.json"
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "results").write_text("in the way")
+    with pytest.raises(OSError, match=r"cannot write .*toy\.json"):
+        results.place("bench/toy.json")
+    monkeypatch.setattr(settings, "PROJECT_DATA_DIR", tmp_path / "site-packages" / "data")
+    with pytest.raises(FileNotFoundError, match=r"is not there to store bench/toy\.json in; use a checkout"):
+        results.place("bench/toy.json")

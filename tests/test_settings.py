@@ -55,3 +55,49 @@ def test_missing_data_dir_is_refused_and_not_made(monkeypatch, tmp_path):
 def test_device_is_cuda_exactly_where_there_is_one(monkeypatch, available, expected):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: available)
     assert settings.device() == torch.device(expected)
+
+
+def test_a_package_without_its_project_says_what_to_set(monkeypatch, tmp_path):
+    monkeypatch.setattr(settings, "PROJECT_DATA_DIR", tmp_path / "site-packages" / "data")
+    monkeypatch.delenv("METASP_DATA", raising=False)
+    with pytest.raises(FileNotFoundError, match="set METASP_DATA to a folder of data sets, or use a checkout"):
+        settings.data_dir()
+
+
+def test_caches_lie_in_the_project_where_it_can_be_written(monkeypatch, tmp_path):
+    monkeypatch.delenv("METASP_CACHE", raising=False)
+    monkeypatch.setattr(settings, "PROJECT_DATA_DIR", tmp_path)
+    assert settings.cache_dir() == tmp_path / "cache"
+    monkeypatch.setenv("METASP_CACHE", "~/own")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert settings.cache_dir() == tmp_path / "own"
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("METASP_CACHE", "near")
+    assert settings.cache_dir() == tmp_path / "near"
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("project", ["read-only", "its cache read-only", "none"])
+def test_caches_of_a_project_that_cannot_be_written_are_the_users(monkeypatch, tmp_path, project):
+    data = tmp_path / "data"
+    if project != "none":
+        data.mkdir()
+    if project == "its cache read-only":
+        (data / "cache").mkdir()
+    forbidden = data / "cache" if project == "its cache read-only" else data
+    access = settings.os.access
+    monkeypatch.setattr(settings.os, "access", lambda path, mode: path != forbidden and access(path, mode))
+    monkeypatch.setattr(settings, "PROJECT_DATA_DIR", data)
+    for name in ("METASP_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert settings.cache_dir() == tmp_path / "home" / ".cache" / "metasp_lite"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    assert settings.cache_dir() == tmp_path / "xdg" / "metasp_lite"
+
+
+def test_folders_are_made_absolute_for_a_process_that_starts_elsewhere(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("METASP_DATA", "sets")
+    monkeypatch.setenv("METASP_CACHE", "")
+    assert settings.for_another_folder() == {"METASP_DATA": str(tmp_path / "sets")}

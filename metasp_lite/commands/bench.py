@@ -35,6 +35,7 @@ def main(arguments: argparse.Namespace) -> int:
     from metasp_lite import results, settings
     from metasp_lite.studies import import_beforehand, step_cost, toy_cost, training_cost
 
+    paths = {name: results.place(f"bench/{name}.json") for name in _BENCHMARKS if name in chosen}
     torch.set_num_threads(1)  # as in the processes that measure: stored results name this number
     import_beforehand(toy_cost.__name__, step_cost.__name__)
     studies: dict[str, Callable[[], _Rows]] = {
@@ -42,12 +43,11 @@ def main(arguments: argparse.Namespace) -> int:
         "step": step_cost.study,
         "train": training_cost.study,
     }
-    for name in _BENCHMARKS:
-        if name in chosen:
-            found, path = studies[name](), results.RESULTS_DIR / "bench" / f"{name}.json"
-            print(_table(found, _SHOWN.get(name)))
-            results.write(path, found)
-            print(f"stored in {path.relative_to(settings.PROJECT_DIR)}")
+    for name, path in paths.items():
+        found = studies[name]()
+        results.write(path, found)
+        print(_table(found, _SHOWN.get(name)))
+        print(f"stored in {path.relative_to(settings.PROJECT_DIR)}")
     return 0
 
 

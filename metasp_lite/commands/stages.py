@@ -25,8 +25,9 @@ def main(arguments: argparse.Namespace) -> int:
     from metasp_lite.studies.multi_stage import STUDIES
 
     torch.set_num_threads(1)  # as the notebook does: small products gain nothing from more
-    for study in arguments.studies or _STUDIES:
-        path = results.RESULTS_DIR / "stages" / f"{study}-{arguments.data}.json"
+    studies = arguments.studies or _STUDIES
+    paths = [results.place(f"stages/{study}-{arguments.data}.json") for study in studies]
+    for study, path in zip(studies, paths, strict=True):
         start = time.perf_counter()
         found = STUDIES[study](arguments.data)
         results.write(path, {**found, "wall_seconds": round(time.perf_counter() - start, 1)})

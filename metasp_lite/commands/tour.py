@@ -25,17 +25,50 @@ def main(arguments: argparse.Namespace) -> int:
     from metasp_lite import results
     from metasp_lite.course.execution import find_notebooks
 
-    notebooks, out = find_notebooks(NOTEBOOKS_DIR, arguments.notebooks), arguments.out.resolve()
+    out = _checked_out(arguments.out)
+    settings.data_dir()  # one that is not there would stop every notebook
+    notebooks = find_notebooks(NOTEBOOKS_DIR, arguments.notebooks)
+    _require_writable(notebooks, out, store=arguments.store)
+    # the run times that the README quotes
+    record = results.place("tour.json") if arguments.store and not arguments.notebooks else None
     try:
         runs, failed = _run_all(notebooks, out, store=arguments.store)
     except KeyboardInterrupt:
         print("\nstopped; the notebook that was running has left nothing behind", file=sys.stderr)
         return 130
     print(f"{len(notebooks) - failed} of {len(notebooks)} notebooks passed; copies and HTML pages: {out}")
-    if arguments.store and not arguments.notebooks and not failed:  # the run times that the README quotes
-        record = {"settings": {"profile": settings.profile()}, "runs": runs}
-        results.write(results.RESULTS_DIR / "tour.json", record)
+    if record and not failed:
+        results.write(record, {"settings": {"profile": settings.profile()}, "runs": runs})
     return int(failed > 0)
+
+
+def _checked_out(asked: Path) -> Path:
+    """Return the folder for copies and pages.
+
+    Raises:
+        ValueError: where they would lie among the notebooks or over them, or where a file is.
+    """
+    if asked == Path():
+        raise ValueError("--out . is the current folder; name one of its own for the copies and pages")
+    out, notebooks = asked.expanduser().resolve(), NOTEBOOKS_DIR.resolve()
+    if out.is_relative_to(notebooks) or notebooks.is_relative_to(out):
+        raise ValueError(
+            f"--out {asked} would put copies among or over the notebooks in {notebooks}; give another folder"
+        )
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"--out {asked} is a file; give a folder for the copies and pages")
+    return out
+
+
+def _require_writable(notebooks: Sequence[Path], out: Path, *, store: bool) -> None:
+    """Refuse before the first notebook runs what could not be kept afterwards."""
+    from metasp_lite.course.pages import MATHJAX, places
+    from metasp_lite.files import require_writable
+
+    require_writable(out / MATHJAX / "MathJax.js")
+    for path in notebooks:
+        for target in (*places(out, path.relative_to(NOTEBOOKS_DIR)), *([path] if store and path.is_file() else [])):
+            require_writable(target)
 
 
 def _run_all(notebooks: Sequence[Path], out: Path, *, store: bool) -> tuple[list[dict[str, object]], int]:
@@ -48,13 +81,14 @@ def _run_all(notebooks: Sequence[Path], out: Path, *, store: bool) -> tuple[list
     from metasp_lite.course.pages import MATHJAX, figures, keep, to_ipynb
     from metasp_lite.files import write_atomically
 
+    mathjax = _mathjax()
     cell_seconds = LITE_CELL_SECONDS if settings.profile() == "lite" else None
     runs: list[dict[str, object]] = []
     failed = 0
     for path in notebooks:
         execution = execute(path, cell_seconds)
         if not runs:
-            shutil.copytree(_mathjax(), out / MATHJAX, dirs_exist_ok=True)
+            shutil.copytree(mathjax, out / MATHJAX, dirs_exist_ok=True)
         keep(execution, out, path.relative_to(NOTEBOOKS_DIR))
         failed += execution.error is not None
         if store and execution.error is None:

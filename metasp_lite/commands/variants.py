@@ -18,7 +18,7 @@ def main(arguments: argparse.Namespace) -> int:
     from metasp_lite.studies import variants
 
     torch.set_num_threads(1)  # as in the runs: the stored rows name this number
-    path = results.RESULTS_DIR / "variants" / "split-fashion-mnist.json"
+    path = results.place("variants/split-fashion-mnist.json")
     results.write(path, variants.study())
     print(f"stored in {path.relative_to(settings.PROJECT_DIR)}")
     return 0

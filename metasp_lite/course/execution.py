@@ -21,6 +21,8 @@ from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernel
 from nbformat import NotebookNode
 from tqdm import tqdm
 
+from metasp_lite import settings
+
 LITE_CELL_SECONDS = 600
 _RECHECK_SECONDS = 5.0
 _TRACEBACK = re.compile(r"^Traceback \(most recent call last\):$", re.MULTILINE)
@@ -69,10 +71,10 @@ class ThisInterpreter(AsyncKernelManager):
         return KernelSpec(resource_dir=RESOURCES, **get_kernel_dict())
 
     # jupyter_client declares another client in the manager's base class, and overrides it so itself
-    def client(self, **settings: Any) -> AsyncKernelClient:  # type: ignore[override]
+    def client(self, **how: Any) -> AsyncKernelClient:  # type: ignore[override]
         """Return a client whose messages are not missed for long."""
         channels = {"shell_channel_class": RecheckingChannel, "iopub_channel_class": RecheckingChannel}
-        return super().client(**channels, **settings)
+        return super().client(**channels, **how)
 
 
 @dataclass(frozen=True)
@@ -108,7 +110,7 @@ def find_notebooks(folder: Path, names: Sequence[str] = ()) -> list[Path]:
         key=lambda path: (len(path.relative_to(folder).parts), path),
     )
     if not found:
-        raise ValueError(f"there is no notebook in {folder}")
+        raise ValueError(f"there is no notebook in {folder}; {settings.INSTALL_CHECKOUT}")
     known = {path: path.relative_to(folder).with_suffix("").as_posix() for path in found}
     picked = set()
     for name in names:
@@ -127,10 +129,14 @@ def find_notebooks(folder: Path, names: Sequence[str] = ()) -> list[Path]:
 def execute(path: Path, cell_seconds: int | None = LITE_CELL_SECONDS) -> Execution:
     """Run one notebook in a kernel of its own, started in the notebook's folder, up to the first cell that fails.
 
-    It has failed, too, where an error stands in the output of a cell that went on: from a thread, in a widget, or
-    shown by hand.  A cell with the tag ``raises-exception`` may fail.
+    A file that is no notebook has failed before its first cell; one where an error stands in the output of a cell that
+    went on (from a thread, in a widget, shown by hand) has failed, too.  A cell with the tag ``raises-exception`` may.
     """
-    notebook = nbformat.read(path, as_version=4)
+    try:
+        notebook = nbformat.read(path, as_version=4)
+        nbformat.validate(notebook)
+    except Exception as problem:  # whatever a file that is no notebook, or cannot be read, makes of nbformat
+        return _unreadable(path, problem)
     code_cells = [index for index, cell in enumerate(notebook.cells) if cell.cell_type == "code"]
     for index in code_cells:
         notebook.cells[index].update(outputs=[], execution_count=None)
@@ -146,7 +152,7 @@ def execute(path: Path, cell_seconds: int | None = LITE_CELL_SECONDS) -> Executi
         resources={"metadata": {"path": str(path.parent)}},
     )
     # with a backend of the user's own choice the figures would not appear in the notebook
-    env = {key: value for key, value in os.environ.items() if key != "MPLBACKEND"}
+    env = {key: value for key, value in os.environ.items() if key != "MPLBACKEND"} | settings.for_another_folder()
     start, error, number = time.monotonic(), None, 0
     try:
         with (
@@ -170,6 +176,11 @@ def execute(path: Path, cell_seconds: int | None = LITE_CELL_SECONDS) -> Executi
     if error is None and not count_self_checks(notebook):
         error = "FAILED: no self-check ran"
     return Execution(notebook, seconds, error)
+
+
+def _unreadable(path: Path, problem: Exception) -> Execution:
+    error = f"FAILED before its first cell: {path.name} cannot be read as a notebook ({_first_line(problem)[:200]})"
+    return Execution(nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell(error)]), 0.0, error)
 
 
 def _what_stopped(problem: Exception, cell_seconds: int | None) -> str:

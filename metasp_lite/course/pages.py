@@ -47,6 +47,11 @@ def to_ipynb(notebook: NotebookNode) -> str:
 
 def keep(execution: Execution, out: Path, place: Path) -> None:
     """Write the executed copy and its page to ``place`` below ``out``, beside the copied MathJax."""
-    write_atomically(out / place, to_ipynb(execution.notebook))
-    page = to_html(execution.notebook, place.stem, "../" * (len(place.parts) - 1) + MATHJAX)
-    write_atomically((out / place).with_suffix(".html"), page)
+    copy, html = places(out, place)
+    write_atomically(copy, to_ipynb(execution.notebook))
+    write_atomically(html, to_html(execution.notebook, place.stem, "../" * (len(place.parts) - 1) + MATHJAX))
+
+
+def places(out: Path, place: Path) -> tuple[Path, Path]:
+    """Return where ``keep`` writes a notebook's copy and its page."""
+    return out / place, (out / place).with_suffix(".html")

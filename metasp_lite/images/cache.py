@@ -25,11 +25,6 @@ _SUM_BYTES = 32
 _ABANDONED_AFTER = 3600.0  # seconds without a write after which a half-written cache belongs to no living process
 
 
-def cache_dir() -> Path:
-    """Return the folder of the caches: the project's own, so that ``METASP_DATA`` may be read-only. Safe to delete."""
-    return settings.PROJECT_DATA_DIR / "cache"
-
-
 def read_images(root: Path, listing: Listing, decoding: Decoding) -> np.ndarray:
     """Return the images of ``listing``, (N, C, H, W) uint8, memory-mapped from the cache; writing to them is private.
 
@@ -41,7 +36,7 @@ def read_images(root: Path, listing: Listing, decoding: Decoding) -> np.ndarray:
         OSError: when the cache cannot be written, with the space it needs; when a file changes while it is read.
     """
     kind, fingerprint = _cache_kind(root, listing, decoding), _fingerprint(listing)
-    path = cache_dir() / f"{kind}-{fingerprint}.npy"
+    path = settings.cache_dir() / f"{kind}-{fingerprint}.npy"
     if (images := _open_cache(path, listing, decoding)) is not None:
         return images
     _build_cache(path, listing, decoding)
@@ -108,7 +103,10 @@ def _build_cache(path: Path, listing: Listing, decoding: Decoding) -> None:
     except OSError as error:
         need = f"{np.prod(shape) / 2**20:,.0f} MiB"
         reason = error.strerror or error
-        raise OSError(f"cannot write the cache {path} ({reason}); it needs {need}: free space or permit it") from error
+        raise OSError(
+            f"cannot write the cache {path} ({reason}); it needs {need}: free space or permit it, "
+            "or set METASP_CACHE to another folder"
+        ) from error
 
 
 def _settled_by_first(listing: Listing, decoding: Decoding) -> tuple[Decoding, np.ndarray]:

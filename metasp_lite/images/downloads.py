@@ -9,6 +9,7 @@ import os
 import shutil
 import socket
 import tempfile
+import time
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -20,6 +21,7 @@ import torch
 from metasp_lite import settings
 
 _NETWORK_TIMEOUT = 30  # seconds without an answer
+_ABANDONED_AFTER = 3600.0  # seconds without a write
 
 
 class _Downloaded(Protocol):
@@ -61,6 +63,7 @@ def fetch(kind: str) -> Path:
         return target
     try:
         downloads_dir().mkdir(exist_ok=True)
+        _remove_abandoned(kind)
         with tempfile.TemporaryDirectory(prefix=f".{kind}-", dir=downloads_dir()) as partial, _network_timeout():
             for split in ("train", "test"):
                 _dataset(kind, Path(partial), split, download=True)  # reads it too: whatever is damaged fails here
@@ -70,6 +73,15 @@ def fetch(kind: str) -> Path:
     except Exception as error:  # torchvision lets through whatever urllib, gzip, tarfile and its own checks raise
         raise OSError(f"no {kind} could be downloaded into {downloads_dir()} ({_reason(error)})") from error
     return target
+
+
+def _remove_abandoned(kind: str) -> None:
+    """Remove what killed downloads of a set have left: folders in which nothing was written for an hour."""
+    for partial in downloads_dir().glob(f".{kind}-*"):
+        with contextlib.suppress(OSError):  # another process may have removed it
+            latest = max(path.stat().st_mtime for path in (partial, *partial.rglob("*")))
+            if time.time() - latest >= _ABANDONED_AFTER:
+                shutil.rmtree(partial)
 
 
 def read_download(kind: str, split: str) -> tuple[torch.Tensor, list[int], tuple[str, ...]]:

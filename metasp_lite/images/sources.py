@@ -104,7 +104,8 @@ def download(name: str) -> Path:
 
 def ways_out(name: str) -> str:
     """Return what a user can do to get a known set, in words."""
-    return "; or ".join([*([RESTORE] if name == "fashion-mnist" else []), *_ways_to_all(name)])
+    restore = RESTORE if settings.PROJECT_DATA_DIR.is_dir() else f"for its subset {settings.INSTALL_CHECKOUT}"
+    return "; or ".join([*([restore] if name == "fashion-mnist" else []), *_ways_to_all(name)])
 
 
 def torchvision_class_of(name: str) -> str | None:

@@ -3,11 +3,11 @@
 30 runs of lite Split Fashion-MNIST, a few minutes.
 """
 
-import json
 import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from metasp_lite import results
 from metasp_lite.continual import grid
 
 _METHODS = (("er-late", None), ("metasp", "official"), ("metasp", "paper"))  # and the variant of the weights
@@ -39,7 +39,7 @@ def _runs(method: str, chosen: Mapping[str, object], seeds: Iterable[int]) -> li
             row = {**what, "variant": chosen.get("variant"), "lr": chosen["lr"], "seed": outcome.job.run.seed}
             row |= {"finished": outcome.state == "finished", "a_inf_class_incremental": None}
             if row["finished"]:
-                result = json.loads((outcome.job.out / "result.json").read_text(encoding="utf-8"))
+                result = results.read(outcome.job.out / "result.json")
                 row["a_inf_class_incremental"] = round(result["class_incremental"]["a_inf"], 6)
             rows.append({**row, "error": outcome.error or None})
     return rows

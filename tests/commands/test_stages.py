@@ -7,7 +7,7 @@ import torch
 
 from metasp_lite import __main__, results, settings
 from metasp_lite.calculus.curvature import NegativeCurvatureError
-from metasp_lite.studies import multi_stage
+from metasp_lite.studies import multi_stage, step_cost, toy_cost, training_cost, variants
 
 
 @pytest.fixture(autouse=True)
@@ -41,3 +41,27 @@ def test_a_study_that_does_not_converge_ends_in_one_sentence(monkeypatch, tmp_pa
     assert __main__.main(["stages", "tasks"]) == 1
     assert "metasp_lite: met curvature -0.5 with damping 0" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("line", ["stages tasks", "stages optima tasks", "bench toy", "bench", "variants"])
+@pytest.mark.parametrize("surroundings", ["no place", "no profile", "no project"])
+def test_what_could_not_be_stored_is_refused_before_it_is_computed(monkeypatch, tmp_path, capsys, line, surroundings):
+    def no_run(*_, **__):
+        pytest.fail("it ran")
+
+    for name in multi_stage.STUDIES:
+        monkeypatch.setitem(multi_stage.STUDIES, name, no_run)
+    for module in (toy_cost, step_cost, training_cost, variants):
+        monkeypatch.setattr(module, "study", no_run)
+    monkeypatch.setattr(results, "RESULTS_DIR", tmp_path / "results")
+    if surroundings == "no place":
+        (tmp_path / "results").write_text("in the way")
+    elif surroundings == "no profile":
+        monkeypatch.setenv("METASP_PROFILE", "huge")
+    else:
+        monkeypatch.setattr(settings, "PROJECT_DATA_DIR", tmp_path / "nowhere")
+    before = sorted(tmp_path.rglob("*"))
+    assert __main__.main(line.split()) == 1
+    told = {"no place": "cannot write", "no profile": "METASP_PROFILE='huge'", "no project": "use a checkout"}
+    assert told[surroundings] in capsys.readouterr().err
+    assert sorted(tmp_path.rglob("*")) == before

@@ -116,6 +116,96 @@ def test_without_store_or_after_a_failure_the_notebook_is_untouched(course):
     assert not (course / "figures").exists()
 
 
+BROKEN = {
+    "empty": b"",
+    "no JSON": b"{",
+    "a list": b"[]",
+    "a number": b"3",
+    "no cells": b'{"nbformat": 4, "nbformat_minor": 5, "metadata": {}}',
+    "a cell without source": b'{"nbformat": 4, "nbformat_minor": 5, "metadata": {}, "cells": [{"cell_type": "code"}]}',
+    "of the future": b'{"nbformat": 9, "nbformat_minor": 0, "cells": [], "metadata": {}}',
+    "not UTF-8": b"\xff\xfe{\x00",
+    "a picture": b"\x89PNG\r\n\x1a\n",
+}
+
+
+@pytest.mark.filterwarnings("ignore::nbformat.warnings.MissingIDFieldWarning")
+def test_broken_notebooks_are_a_line_each_and_the_others_run(course, capsys):
+    for number, content in enumerate(BROKEN.values()):
+        (course / f"{number:02}-broken.ipynb").write_bytes(content)
+    (course / "97-folder.ipynb").mkdir()
+    (course / "98-link.ipynb").symlink_to("nowhere")
+    good = write_notebook(course, "99-good", CHECK)
+    plain = read(good)
+    plain.metadata.clear()  # no kernelspec
+    nbformat.write(plain, good)
+    before = {path: path.read_bytes() for path in course.glob("*-broken.ipynb")}
+    assert run_tour(course, "--store") == 1
+    *lines, last, end = capsys.readouterr().out.splitlines()
+    assert len(lines) == len(BROKEN) + 2
+    for line in lines:
+        name = line.partition(" ")[0]
+        assert f"FAILED before its first cell: {name}.ipynb cannot be read as a notebook (" in line
+        assert f"{name}.ipynb cannot be read" in (course.parent / "out" / f"{name}.html").read_text(encoding="utf-8")
+    assert last.startswith("99-good")
+    assert last.endswith("1 self-check passed")
+    assert end.startswith(f"1 of {len(BROKEN) + 3} notebooks passed")
+    assert {path: path.read_bytes() for path in before} == before
+
+
+@pytest.mark.parametrize("out", ["notebooks", "notebooks/out", ".", "notebooks/../notebooks/a", "link", "", "a.txt"])
+def test_copies_never_go_among_or_over_the_notebooks(course, monkeypatch, capsys, out):
+    path = write_notebook(course, "01-a", CHECK)
+    monkeypatch.chdir(course.parent)
+    (course.parent / "link").symlink_to(course)
+    (course.parent / "a.txt").write_text("a file")
+    before, content = sorted(course.parent.rglob("*")), path.read_bytes()
+    assert __main__.main(["tour", "--out", out]) == 1
+    assert f"metasp_lite: --out {out or '.'} " in capsys.readouterr().err
+    assert sorted(course.parent.rglob("*")) == before
+    assert path.read_bytes() == content
+
+
+def no_run(*_, **__):
+    pytest.fail("a notebook ran")
+
+
+@pytest.mark.parametrize("target", ["out/01-a.ipynb", "out/01-a.html", "out/mathjax", "out", "tour.json"])
+def test_a_place_that_cannot_be_written_is_refused_before_a_notebook_runs(course, monkeypatch, capsys, target):
+    write_notebook(course, "01-a", CHECK)
+    (course.parent / "out").mkdir()
+    if target in ("out", "out/mathjax"):
+        (course.parent / "out").rmdir()
+        (course.parent / "out").symlink_to("nowhere/at/all")
+        (course.parent / "nowhere").write_text("in the way")
+    else:
+        (course.parent / target).mkdir()
+    monkeypatch.setattr("metasp_lite.course.execution.execute", no_run)
+    assert run_tour(course, "--store") == 1
+    assert "metasp_lite: cannot write" in capsys.readouterr().err
+
+
+def test_nonsense_of_the_surroundings_is_refused_before_a_notebook_runs(course, monkeypatch, capsys):
+    write_notebook(course, "01-a", CHECK)
+    monkeypatch.setattr("metasp_lite.course.execution.execute", no_run)
+    monkeypatch.setenv("METASP_DATA", str(course.parent / "nowhere"))
+    assert run_tour(course) == 1
+    assert "create it or unset METASP_DATA" in capsys.readouterr().err
+    monkeypatch.setenv("METASP_PROFILE", "huge")
+    assert run_tour(course) == 1
+    assert "METASP_PROFILE='huge' is not a profile" in capsys.readouterr().err
+    assert not (course.parent / "out").exists()
+
+
+def test_a_relative_data_folder_is_the_same_in_the_kernels(course, monkeypatch):
+    write_notebook(course, "01-a", CHECK, "import os; print(os.environ['METASP_DATA'])")
+    monkeypatch.chdir(course.parent)
+    (course.parent / "sets").mkdir()
+    monkeypatch.setenv("METASP_DATA", "sets")
+    assert run_tour(course) == 0
+    assert read(course.parent / "out" / "01-a.ipynb").cells[2].outputs[0].text.strip() == str(course.parent / "sets")
+
+
 def test_an_unknown_name_lists_those_that_exist(course, capsys):
     write_notebook(course, "01-a", CHECK)
     assert run_tour(course, "7") == 1

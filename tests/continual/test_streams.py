@@ -15,7 +15,7 @@ from torchvision import datasets
 from metasp_lite.continual import presets
 from metasp_lite.continual.streams import StreamSettings, make, split
 from metasp_lite.continual.training import train
-from metasp_lite.images import cache, inventory, sources
+from metasp_lite.images import inventory, sources
 from metasp_lite.images.sets import ImageSet
 
 LITE, FULL = ({name: preset.stream for name, preset in presets.STREAMS[p].items()} for p in ("lite", "full"))
@@ -29,7 +29,7 @@ def home(tmp_path, monkeypatch):
     folder = tmp_path / "home"
     folder.mkdir()
     monkeypatch.setenv("METASP_DATA", str(folder))
-    monkeypatch.setattr(cache, "cache_dir", lambda: tmp_path / "cache")
+    monkeypatch.setenv("METASP_CACHE", str(tmp_path / "cache"))
     return folder
 
 

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 from torchvision import datasets
 
+from metasp_lite import settings
 from metasp_lite.images import cache, sources
 
 
@@ -21,7 +22,7 @@ def home(tmp_path, monkeypatch):
     folder = tmp_path / "home"
     folder.mkdir()
     monkeypatch.setenv("METASP_DATA", str(folder))
-    monkeypatch.setattr(cache, "cache_dir", lambda: tmp_path / "cache")
+    monkeypatch.setenv("METASP_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(sources, "DEBIAN_FASHION_MNIST", tmp_path / "no-debian")
     return folder
 
@@ -58,7 +59,7 @@ def write_fashion(folder, count=10):
 
 
 def cache_files():
-    folder = cache.cache_dir()
+    folder = settings.cache_dir()
     return sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
 
 

@@ -14,6 +14,7 @@ import pytest
 import torch
 from helpers.image_sets import as_torchvision_reads, cache_files, forbid_decoding, make_tree, noise, rgb
 
+from metasp_lite import settings
 from metasp_lite.images import cache, folder, sources
 
 
@@ -127,7 +128,7 @@ def test_a_flipped_bit_of_the_cache_is_not_served(home):
     make_tree(home / "toy", shape=(3, 2, 3))
     expected = sources.load("toy").images.clone()
     (name,) = cache_files()
-    path = cache.cache_dir() / name
+    path = settings.cache_dir() / name
     whole = path.read_bytes()
     for place in (*range(0, len(whole), 7), len(whole) - 1):
         damaged = bytearray(whole)
@@ -184,7 +185,7 @@ def test_a_damaged_cache_is_built_anew(home, content, summed):
     make_tree(home / "toy")
     expected = sources.load("toy").images.clone()
     (name,) = cache_files()
-    path = cache.cache_dir() / name
+    path = settings.cache_dir() / name
     path.unlink()
     path.write_bytes(content + hashlib.sha256(content).digest() * summed)
     assert torch.equal(sources.load("toy").images, expected)
@@ -202,10 +203,8 @@ def test_a_failure_halfway_leaves_nothing_behind(home, monkeypatch):
 
 
 FULL_DISK = """
-import resource, sys
-from pathlib import Path
-from metasp_lite.images import cache, sources
-cache.cache_dir = lambda: Path(sys.argv[1])
+import resource
+from metasp_lite.images import sources
 resource.setrlimit(resource.RLIMIT_FSIZE, (500, 500))  # no file may grow beyond 500 bytes: the header fits, pixels not
 try:
     sources.load("toy")
@@ -216,9 +215,7 @@ except OSError as error:
 
 def test_a_full_disk_is_said_clearly_and_leaves_nothing_behind(home, tmp_path):
     make_tree(home / "toy", shape=(20, 20, 3))
-    done = subprocess.run(
-        [sys.executable, "-c", FULL_DISK, tmp_path / "cache"], capture_output=True, text=True, check=True
-    )
+    done = subprocess.run([sys.executable, "-c", FULL_DISK], capture_output=True, text=True, check=True)
     assert f"cannot write the cache {tmp_path / 'cache'}" in done.stdout
     assert os.strerror(errno.EFBIG) in done.stdout
     assert "MiB: free space" in done.stdout
@@ -236,14 +233,13 @@ LOAD_AT_ONCE = """
 import sys, time
 from pathlib import Path
 from metasp_lite.images import cache, sources
-cache.cache_dir = lambda: Path(sys.argv[1])
 decode = cache.decode
 def slow(path, decoding):
     time.sleep(0.01)
     return decode(path, decoding)
 cache.decode = slow
-Path(sys.argv[2]).touch()
-while not all(Path(p).exists() for p in sys.argv[2:]):
+Path(sys.argv[1]).touch()
+while not all(Path(p).exists() for p in sys.argv[1:]):
     time.sleep(0.01)
 images = sources.load("toy").images
 print(int(images.long().sum()))
@@ -253,7 +249,7 @@ print(int(images.long().sum()))
 def test_two_processes_may_build_the_same_cache_at_once(home, tmp_path):
     make_tree(home / "toy", count=15)
     ready = [str(tmp_path / "ready-0"), str(tmp_path / "ready-1")]
-    command = [sys.executable, "-c", LOAD_AT_ONCE, str(tmp_path / "cache")]
+    command = [sys.executable, "-c", LOAD_AT_ONCE]
     both = [subprocess.Popen([*command, *order], stdout=subprocess.PIPE, text=True) for order in (ready, ready[::-1])]
     sums = [int(process.communicate(timeout=60)[0]) for process in both]
     assert sums == [int(as_torchvision_reads(home / "toy", "train")[0].astype(np.int64).sum())] * 2
@@ -264,7 +260,7 @@ def test_only_abandoned_temporary_files_are_removed(home):
     make_tree(home / "toy")
     sources.load("toy")
     (name,) = cache_files()
-    young, old = (cache.cache_dir() / f".{name}.{digit * 32}.part" for digit in "01")
+    young, old = (settings.cache_dir() / f".{name}.{digit * 32}.part" for digit in "01")
     young.touch()
     old.touch()
     os.utime(old, (0, 0))

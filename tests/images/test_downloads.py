@@ -3,6 +3,7 @@
 import gzip
 import hashlib
 import io
+import os
 import pickle
 import shutil
 import tarfile
@@ -99,6 +100,18 @@ def test_a_cifar_download_gives_its_pixels_channels_first(home, served, monkeypa
     assert train.labels[:2].tolist() == [0, 9]
     assert len(train.classes) == classes
     assert len(sources.load(name, "test", size=8)) == 2
+
+
+@dropped_sockets
+def test_what_a_killed_download_has_left_is_removed_by_the_next(home, mirror):
+    old, young = home / "downloads" / ".FashionMNIST-old", home / "downloads" / ".FashionMNIST-young"
+    for partial in (old, young):
+        (partial / "raw").mkdir(parents=True)
+        (partial / "raw" / "half.gz").touch()
+    for path in (*old.rglob("*"), old):
+        os.utime(path, (0, 0))
+    sources.download("fashion-mnist")
+    assert {path.name for path in (home / "downloads").iterdir()} == {young.name, "FashionMNIST"}
 
 
 def test_what_torchvision_does_not_offer_says_how_to_provide_it(home):

@@ -13,7 +13,7 @@ def home(tmp_path, monkeypatch):
     folder = tmp_path / "home"
     folder.mkdir()
     monkeypatch.setenv("METASP_DATA", str(folder))
-    monkeypatch.setattr(cache, "cache_dir", lambda: tmp_path / "cache")
+    monkeypatch.setenv("METASP_CACHE", str(tmp_path / "cache"))
     return folder
 
 
