@@ -15,18 +15,13 @@ ROOT = settings.PROJECT_DIR
 PACKAGE = ROOT / "metasp_lite"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
-# Each floor may use those above its line here, which are the lower ones.
-FLOORS: tuple[tuple[str, ...], ...] = (
-    ("settings", "files", "memory"),
-    ("results", "networks", "calculus", "images"),
-    ("influence",),
-    ("stages", "continual"),
-    ("course",),
-    ("studies",),
-    ("commands",),
-    ("__main__",),
-)
-FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
+FLOOR = {  # of each room, as CONTRIBUTING's table has it: "| 3 | `stages`, `continual` | …"
+    room: int(number)
+    for number, rooms in re.findall(
+        r"^\| (\d) \| ([^|]*) \|", (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"), re.MULTILINE
+    )
+    for room in re.findall(r"`(\w+)`", rooms)
+}
 ROOMS = [path.name for path in sorted(PACKAGE.iterdir()) if (path / "__init__.py").is_file()]
 
 

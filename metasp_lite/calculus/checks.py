@@ -1,6 +1,7 @@
 """What losses must be for an influence to exist: one number for each example, a function of θ and that example alone.
 
-Looked at on a few examples where losses are used, once, so that a training step or a Hessian product pays nothing.
+Looked at on a few examples wherever losses come in by a door, once each time, so that a training step or a Hessian
+product pays nothing.
 """
 
 import warnings
@@ -135,9 +136,12 @@ def buffers_stay(model: nn.Module) -> Iterator[None]:
 def can_be_looked_at(*tensors: Tensor) -> bool:
     """Return whether numbers can be read from the tensors; not from those that vmap maps over."""
     try:
-        return all(bool(tensor.detach().flatten()[0] == 0) or True for tensor in tensors if tensor.numel())
+        for tensor in tensors:
+            if tensor.numel():
+                tensor.detach().flatten()[0].item()
     except RuntimeError:
         return False
+    return True
 
 
 def evaluated(function: Callable[..., Tensor], theta: Tensor, *arguments: Tensor) -> Tensor:

@@ -1,7 +1,6 @@
 """What decides a run, what it measures, and the result it leaves."""
 
 import dataclasses
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -86,7 +85,7 @@ def finished(out: Path, here: Mapping[str, Any]) -> dict[str, Any] | None:
     """
     path = out / "result.json"
     try:
-        result = json.loads(path.read_text(encoding="utf-8"))
+        result = results.read(path)
         there = {**result["run"], **_surroundings(result)}
     except FileNotFoundError:
         return None

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import json
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -198,7 +197,7 @@ def _train(
             save_checkpoint(path, here, state.state_dict())
             saved = time.monotonic()
     results.write(out / "result.json", summary(run, here, stream, progress, scores_last_only=method.scores_last_only))
-    return json.loads((out / "result.json").read_text(encoding="utf-8"))
+    return results.read(out / "result.json")
 
 
 def _timed(progress: Progress, function: Callable[_P, _T], *arguments: _P.args, **named: _P.kwargs) -> _T:

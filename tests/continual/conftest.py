@@ -1,11 +1,14 @@
-"""The tiny images that runs are tested on."""
+"""The tiny images that runs are tested on, and an empty data folder."""
 
 from pathlib import Path
 
 import pytest
+from helpers.image_sets import home
 from helpers.tiny_stream import make_folder, run_on
 
 from metasp_lite.continual import streams
+
+__all__ = ["home"]
 
 
 @pytest.fixture(scope="module")

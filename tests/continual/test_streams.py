@@ -23,16 +23,6 @@ REAL_DATA = os.environ.get("METASP_DATA")
 CPU = torch.device("cpu")
 
 
-@pytest.fixture
-def home(tmp_path, monkeypatch):
-    """An empty data folder and an own cache."""
-    folder = tmp_path / "home"
-    folder.mkdir()
-    monkeypatch.setenv("METASP_DATA", str(folder))
-    monkeypatch.setenv("METASP_CACHE", str(tmp_path / "cache"))
-    return folder
-
-
 def numbered(classes, per_class, *, seed=0, shape=(1, 4, 5), first=0):
     """Images of which each says in its first pixels which one it is, in mixed order; class names are letters."""
     labels = torch.arange(classes).repeat_interleave(per_class)

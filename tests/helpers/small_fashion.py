@@ -1,4 +1,4 @@
-"""Runs of a method on a small part of Fashion-MNIST: that it learns, and that it goes on when stopped."""
+"""Runs of a method on small parts of Fashion-MNIST: that it learns, and that it goes on when stopped."""
 
 import functools
 import tempfile
@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from helpers.tiny_stream import SAME, Stopped
-from metasp_lite.continual import methods, streams
+from metasp_lite.continual import methods, presets, streams
 from metasp_lite.continual.learner import Learner, Recipe
+from metasp_lite.continual.methods.replay import FineTune
 from metasp_lite.continual.run import Run
 from metasp_lite.continual.training import train
 from metasp_lite.images import sets, sources
@@ -71,3 +72,26 @@ def learner_in_second_task(method_type, chosen, *, network="mlp", **recipe):
     method.end_task(learner)
     learner.task_number = 1
     return learner, method, learner.batch(learner.batches(learner.task.train)[0])
+
+
+# the same with 60 training images of a class, all test images and the preset's learning rate, for methods that are slow
+
+
+def sixty_stream(**kinds):
+    """Five pairs of Fashion-MNIST's classes, 60 training images of each; ``kinds`` are crops and flips."""
+    train_part, test_part = (sources.load("fashion-mnist", part, source="bundled") for part in ("train", "test"))
+    return streams.split(train_part, test_part, classes_per_task=2, per_class=60, device=torch.device("cpu"), **kinds)
+
+
+def sixty_run(method, chosen, epochs=3, network="mlp"):
+    return Run(presets.STREAMS["lite"]["split-fashion-mnist"].stream, Recipe(network, epochs), method, chosen, 5)
+
+
+def gain_over_fine_tuning(method, chosen, stream, out):
+    """A run's result, and by how much its final accuracy is above that of fine-tuning.
+
+    Fine-tuning keeps the last two classes, 20 %; ten classes by chance are 10 %.
+    """
+    result = train(sixty_run(method, chosen), out / "a", stream=stream)
+    plain = train(sixty_run("fine-tune", FineTune.Settings()), out / "b", stream=stream)
+    return result, result["class_incremental"]["a_inf"] - plain["class_incremental"]["a_inf"]

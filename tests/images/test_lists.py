@@ -7,16 +7,6 @@ from helpers.image_files import save, write_lists
 from metasp_lite.images import cache, sources
 
 
-@pytest.fixture
-def home(tmp_path, monkeypatch):
-    """An empty data folder and an own cache."""
-    folder = tmp_path / "home"
-    folder.mkdir()
-    monkeypatch.setenv("METASP_DATA", str(folder))
-    monkeypatch.setenv("METASP_CACHE", str(tmp_path / "cache"))
-    return folder
-
-
 def few_shot(root, per_class=12, train=4, val=1, test=2):
     """Lists as Ravi and Larochelle's: no class is in two of them."""
     names = iter("gfedcba")

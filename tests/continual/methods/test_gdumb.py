@@ -6,29 +6,21 @@ import math
 
 import pytest
 import torch
+from helpers.small_fashion import gain_over_fine_tuning, sixty_run, sixty_stream
 from helpers.tiny_stream import assert_goes_on_as_if_never_stopped
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from metasp_lite.continual import presets, streams
 from metasp_lite.continual.learner import Learner, Recipe
 from metasp_lite.continual.methods.gdumb import GDumb, GDumbSettings, greedy_slot
-from metasp_lite.continual.methods.replay import FineTune
-from metasp_lite.continual.run import Run
-from metasp_lite.continual.training import score, train
-from metasp_lite.images import sources
+from metasp_lite.continual.training import score
 
 SETTINGS = GDumbSettings(memory=50, dumb_epochs=20)
 
 
 @pytest.fixture(scope="module")
 def stream():
-    train_set, test_set = (sources.load("fashion-mnist", part, source="bundled") for part in ("train", "test"))
-    return streams.split(train_set, test_set, classes_per_task=2, per_class=60, device=torch.device("cpu"))
-
-
-def run_of(method, chosen, epochs=3, network="mlp"):
-    return Run(presets.STREAMS["lite"]["split-fashion-mnist"].stream, Recipe(network, epochs), method, chosen, 5)
+    return sixty_stream()
 
 
 def new(stream, chosen=SETTINGS, **recipe):
@@ -197,10 +189,8 @@ def test_settings_that_train_nothing_are_refused():
 
 
 def test_it_learns_more_than_fine_tuning(stream, tmp_path):
-    """Fine-tuning keeps the last two classes, 20 %, ten classes by chance 10 %."""
-    result = train(run_of("gdumb", SETTINGS), tmp_path / "a", stream=stream)
-    plain = train(run_of("fine-tune", FineTune.Settings()), tmp_path / "b", stream=stream)
-    assert result["class_incremental"]["a_inf"] > plain["class_incremental"]["a_inf"] + 0.2
+    result, gain = gain_over_fine_tuning("gdumb", SETTINGS, stream, tmp_path)
+    assert gain > 0.2
     assert all(value is not None for row in [result["accuracy_class_incremental"][1]] for value in row[:2])
     assert result["epoch_losses"] == [0.0] * 15
     assert result["steps"] == 5 * 4
@@ -208,7 +198,7 @@ def test_it_learns_more_than_fine_tuning(stream, tmp_path):
 
 @pytest.mark.parametrize("stop", [(1, 1), (2, 3)], ids=["in a task", "before its last checkpoint"])
 def test_it_goes_on_as_if_never_stopped(stream, tmp_path, stop):
-    run = run_of("gdumb", SETTINGS)
+    run = sixty_run("gdumb", SETTINGS)
     assert_goes_on_as_if_never_stopped(run, tmp_path, stream, stop)
 
 
