@@ -4,7 +4,7 @@ from metasp_lite.influence import agreement, published
 from metasp_lite.influence.by_autograd import influences_by_autograd
 from metasp_lite.influence.hessian import influence
 from metasp_lite.influence.leaving_out import leave_one_out
-from metasp_lite.influence.metasp import metasp_gradient, metasp_step, official, paper
+from metasp_lite.influence.metasp import metasp_gradient, metasp_step, mixed, official, printed, relative
 from metasp_lite.influence.pseudo_update import SGDRule, pseudo_update_influence
 
 __all__ = [
@@ -15,8 +15,10 @@ __all__ = [
     "leave_one_out",
     "metasp_gradient",
     "metasp_step",
+    "mixed",
     "official",
-    "paper",
+    "printed",
     "pseudo_update_influence",
     "published",
+    "relative",
 ]

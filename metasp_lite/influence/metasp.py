@@ -29,21 +29,43 @@ class Fusion(NamedTuple):
 _Variant = Callable[[Tensor, Tensor, Tensor, Tensor], Fusion]
 
 
-def paper(stability: Tensor, plasticity: Tensor, stability_loss: Tensor, plasticity_loss: Tensor) -> Fusion:
-    """Minimise ℓ(B) − I*ᵀL(B) as the paper prints it (eq. 12): w = 1/n − I*, with the closed-form γ* (eq. 11).
+def relative(stability: Tensor, plasticity: Tensor, stability_loss: Tensor, plasticity_loss: Tensor) -> Fusion:
+    """One scale throughout: influences by ε of (1/n) Σ (1 + ε_i) ℓ(x_i), and the step ε = −I*, so n·w = 1 − I*.
 
-    Takes I_S and I_P ``(n,)`` and the two validation losses after the pseudo-update, which it has no use for.
+    A reading of eq. 12 in which each ε is a relative weight, with the closed-form γ* (eq. 11).  Like ``mixed`` and
+    ``printed`` it takes I_S and I_P ``(n,)`` as ``MetaSPStep`` has them and the two validation losses, which it has no
+    use for.  From one of the three to the next the correction n·w − 1 is n times as large; nothing else differs.
     """
     gamma, fused = min_norm_pair(stability, plasticity)
+    return Fusion(gamma, fused, (1 - fused) / len(fused))
+
+
+def mixed(stability: Tensor, plasticity: Tensor, stability_loss: Tensor, plasticity_loss: Tensor) -> Fusion:
+    """Two scales in one formula: influences by the relative ε, subtracted from the absolute 1/n: w = 1/n − I*.
+
+    No reading of the paper is this; its correction lies between those of ``relative`` and ``printed``.
+    """
+    gamma, fused = min_norm_pair(stability, plasticity)
+    return Fusion(gamma, fused, 1 / len(fused) - fused)
+
+
+def printed(stability: Tensor, plasticity: Tensor, stability_loss: Tensor, plasticity_loss: Tensor) -> Fusion:
+    """Minimise ℓ(B) − I*ᵀL(B) as the paper prints it (eq. 12, appendices B and F): w = 1/n − I*.
+
+    There the pseudo-update descends on ℓ(B) + EᵀL(B), whose mean ℓ(B) is divided by n and whose E is not: the
+    influences are n times those of ``MetaSPStep``.  γ* (eq. 11) does not depend on the scale.
+    """
+    gamma, fused = min_norm_pair(len(stability) * stability, len(plasticity) * plasticity)
     return Fusion(gamma, fused, 1 / len(fused) - fused)
 
 
 def official(stability: Tensor, plasticity: Tensor, stability_loss: Tensor, plasticity_loss: Tensor) -> Fusion:
     """Weigh as the authors' code does: each influence is first rescaled to the norm ℓ(V, θ').
 
-    γ* is then clipped to [0.001, 0.999], and w = (1 − I*) / Σ(1 − I*).  Takes I_S and I_P ``(n,)`` and the two
-    validation losses ``()`` after the pseudo-update.  An influence that is zero everywhere stays zero.  With both
-    losses at most ℓ < √n, no |w_i| is above (1 + ℓ) / (n − √n ℓ), since ‖I*‖ ≤ ℓ; beyond √n there is no bound.
+    Where one of the two is itself the shortest mixture, γ* = 0 or 1, the other keeps a share of 0.001.  Then
+    w = (1 − I*) / Σ(1 − I*).  Takes I_S and I_P ``(n,)`` and the two validation losses ``()`` after the pseudo-update.
+    An influence that is zero everywhere stays zero.  With both losses at most ℓ < √n, no |w_i| is above
+    (1 + ℓ) / (n − √n ℓ), since ‖I*‖ ≤ ℓ; beyond √n there is no bound.
 
     Raises:
         ValueError: when a validation loss is negative: rescaling by it would turn every influence round.
@@ -53,17 +75,18 @@ def official(stability: Tensor, plasticity: Tensor, stability_loss: Tensor, plas
         if size < 0:
             raise ValueError(
                 f"the mean loss of {name} is {size.item():.3g} after the pseudo-update, and the variant 'official' "
-                "rescales influences by it; add a constant to the loss, or use the variant 'paper'"
+                "rescales influences by it; add a constant to the loss, or use the variant 'relative'"
             )
     stability, plasticity = _rescaled(stability, stability_loss), _rescaled(plasticity, plasticity_loss)
-    gamma = min_norm_pair(stability, plasticity).gamma.clamp(0.001, 0.999)
+    gamma = min_norm_pair(stability, plasticity).gamma
+    gamma = torch.where((gamma == 0) | (gamma == 1), gamma.clamp(0.001, 0.999), gamma)
     fused = gamma * stability + (1 - gamma) * plasticity
     total = (1 - fused).sum()
     if not total > 0:
         raise FloatingPointError(
             f"the weights sum to {total.item():.3g} before normalisation: the validation losses "
             f"{stability_loss.item():.3g} and {plasticity_loss.item():.3g} are too large for a batch of {len(fused)}; "
-            "lower the learning rate, enlarge the batch or use the variant 'paper'"
+            "lower the learning rate, enlarge the batch or use the variant 'relative'"
         )
     return Fusion(gamma, fused, (1 - fused) / total)
 
@@ -80,8 +103,8 @@ class MetaSPStep:
     """One step, computed but not taken."""
 
     losses: Tensor  # (n,), L(θ) of the batch
-    stability: Tensor  # (n,), I_S = ∂ℓ(V_old, θ_K)/∂E
-    plasticity: Tensor  # (n,), I_P = ∂ℓ(V_new, θ_K)/∂E
+    stability: Tensor  # (n,), I_S = ∂ℓ(V_old, θ_K)/∂ε, where θ_K descends on (1/n) Σ (1 + ε_i) ℓ(x_i, θ)
+    plasticity: Tensor  # (n,), I_P = ∂ℓ(V_new, θ_K)/∂ε
     fusion: Fusion
     gradient: dict[str, Tensor]  # ∇_θ Σ w_i ℓ(x_i, θ), by parameter name
     buffers: dict[str, Tensor]  # the model's buffers after the step: running averages of batch-norm
@@ -101,11 +124,12 @@ def metasp_gradient(
     """Compute the MetaSP step on ``batch`` without taking it; ``model`` and ``optimizer`` stay as they are.
 
     ``old`` and ``new`` are the validation sets V_old (from the memory) and V_new (from the new task).  ``variant``
-    turns influences into weights; those of ``paper`` have no bound, and training with them may run away.  The
-    pseudo-update follows the optimiser's own rule, with its momentum.  Batch-norm in training mode takes batch
-    statistics in every pass, and each validation set is a batch of its own.  Parameters that require no gradient stay
-    where they are.  Cost for K = 1, in forward passes of an example: 9 for each of the batch and 3 for each of the
-    validation sets.  Its slow twin is ``influences_by_autograd`` (``test_metasp_equals_by_autograd``).
+    turns influences into weights: ``official``, ``relative``, ``mixed`` or ``printed``; only those of the first have a
+    bound, and training with the others may run away.  The pseudo-update follows the optimiser's own rule, with its
+    momentum.  Batch-norm in training mode takes batch statistics in every pass, and each validation set is a batch of
+    its own.  Parameters that require no gradient stay where they are.  Cost for K = 1, in forward passes of an example:
+    9 for each of the batch and 3 for each of the validation sets.  Its slow twin is ``influences_by_autograd``
+    (``test_metasp_equals_by_autograd``).
 
     Raises:
         ValueError: when a set is empty or its labels differ in number, when the optimiser is not SGD, lacks a

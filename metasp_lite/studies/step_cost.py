@@ -21,7 +21,7 @@ from tqdm import tqdm
 from metasp_lite import networks
 from metasp_lite.calculus.losses import Examples, cross_entropy
 from metasp_lite.influence.by_autograd import influences_by_autograd
-from metasp_lite.influence.metasp import metasp_step, paper
+from metasp_lite.influence.metasp import metasp_step, relative
 from metasp_lite.memory import peak_mib
 from metasp_lite.studies.process import in_fresh_process, return_freed_memory
 
@@ -63,7 +63,7 @@ def _oracle_step(
         (stability,), (old_loss,) = influences_by_autograd(model, optimizer, batch, old)
         (plasticity,), (new_loss,) = influences_by_autograd(model, optimizer, batch, new)
         losses = [old_loss, new_loss]
-    weights = paper(stability, plasticity, *losses).weights
+    weights = relative(stability, plasticity, *losses).weights
     (weights @ cross_entropy(model(batch[0]), batch[1])).backward()
     optimizer.step()
 
@@ -71,7 +71,7 @@ def _oracle_step(
 STEPS: dict[str, Callable[..., object]] = {
     "sgd": _sgd_step,
     "er": _er_step,
-    "metasp": partial(metasp_step, variant=paper),  # the oracle's weights
+    "metasp": partial(metasp_step, variant=relative),  # the oracle's weights
     "oracle": _oracle_step,
     "oracle-shared": partial(_oracle_step, shared=True),
 }

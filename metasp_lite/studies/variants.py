@@ -1,6 +1,6 @@
 """MetaSP with each variant of its weights, and ER-late beside it, at two learning rates from five seeds.
 
-30 runs of lite Split Fashion-MNIST, a few minutes.
+50 runs of lite Split Fashion-MNIST, a few minutes.
 """
 
 import tempfile
@@ -10,7 +10,7 @@ from pathlib import Path
 from metasp_lite import results
 from metasp_lite.continual import grid
 
-_METHODS = (("er-late", None), ("metasp", "official"), ("metasp", "paper"))  # and the variant of the weights
+_METHODS = (("er-late", None), *(("metasp", v) for v in ("official", "relative", "mixed", "printed")))
 _RATES = (0.1, 0.03)  # the first is the stream's own
 _SEEDS = (1231, 1232, 1233, 1234, 1235)  # the paper's
 _MEMORY = 200

@@ -218,7 +218,11 @@ def test_a_step_that_refuses_numbers_that_are_not_finite_is_said_with_its_place_
         raise FloatingPointError("an influence is nan at position 0; look for NaN")
 
     monkeypatch.setattr("metasp_lite.influence.metasp.metasp_step", refuse)
-    for variant, more in (("paper", ", or variant=official"), ("official", "")):
+    for variant, more in (
+        ("printed", ", or variant=official"),
+        ("relative", ", or variant=official"),
+        ("official", ""),
+    ):
         message = rf"an influence is nan at position 0 in task 2, epoch \d, step 1; .*, lower momentum=0.9{more}$"
         with pytest.raises(FloatingPointError, match=message):
             training.train(run_on(folder, "metasp", variant=variant), tmp_path / variant, stream=stream)

@@ -30,9 +30,12 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from metasp_lite.calculus.losses import cross_entropy
+from metasp_lite.calculus.min_norm import min_norm_pair
 from metasp_lite.influence.by_autograd import influences_by_autograd
-from metasp_lite.influence.metasp import Fusion, metasp_gradient, metasp_step, official, paper
+from metasp_lite.influence.metasp import Fusion, metasp_gradient, metasp_step, mixed, official, printed, relative
 from metasp_lite.networks import lite_cnn, resnet18
+
+VARIANTS = (official, relative, mixed, printed)
 
 # --------------------------------------------------------------------------------------- against plain autograd
 
@@ -45,7 +48,7 @@ def test_metasp_equals_by_autograd(network, rule, warm, steps):
     """The influences, and the whole step against a plain one with the weights of the oracle."""
     begin = learner(network, rule, warm)
     (stability, plasticity), validation_losses = influences_by_autograd(*begin, BATCH, OLD, NEW, pseudo_steps=steps)
-    for variant in (paper, official):
+    for variant in VARIANTS:
         model, optimizer = copy.deepcopy(begin)
         reference = copy.deepcopy(begin)
         step = metasp_step(model, optimizer, BATCH, OLD, NEW, variant=variant, pseudo_steps=steps)
@@ -218,16 +221,55 @@ def test_an_example_lowers_the_old_loss_when_its_weight_is_raised_if_its_influen
 # ------------------------------------------------------------------------------------------------------- variants
 
 
-def test_paper_minimises_the_loss_less_the_fused_influence():
-    """The real gradient is that of ℓ(B) − I*ᵀL(B), with I* held fixed."""
+def relative_loss(losses, extra):
+    """Each ε is a relative weight: (1/n) Σ (1 + ε_i) ℓ_i."""
+    return ((1 + extra) * losses).mean()
+
+
+def printed_loss(losses, extra):
+    """ℓ(B) + EᵀL(B): the mean is divided by n, E is not."""
+    return losses.mean() + extra @ losses
+
+
+@pytest.mark.parametrize(
+    ("variant", "perturbed", "taken"),
+    [
+        (relative, relative_loss, relative_loss),
+        (printed, printed_loss, printed_loss),
+        (mixed, relative_loss, printed_loss),  # as its name says: one scale in the derivative, another in the step
+    ],
+)
+def test_the_scale_of_a_variant_is_that_of_its_loss(variant, perturbed, taken):
+    """By autograd from the loss as it is written: θ' − a∇(loss at E), ∂/∂E there, and the real gradient at E = −I*."""
     model, optimizer = learner(cnn, RULES["SGD"])
-    step = metasp_gradient(model, optimizer, BATCH, OLD, NEW, variant=paper)
-    losses = cross_entropy(model(BATCH[0]), BATCH[1])
-    (losses.mean() - step.fusion.influence @ losses).backward()
-    for name, parameter in model.named_parameters():
-        assert_close(step.gradient[name], parameter.grad)
-    gamma = step.fusion.gamma
-    assert_close(step.fusion.influence, gamma * step.stability + (1 - gamma) * step.plasticity)
+    lr = optimizer.param_groups[0]["lr"]
+    theta = {name: p.detach().clone().requires_grad_() for name, p in model.named_parameters()}
+
+    def losses(point, examples):
+        return cross_entropy(torch.func.functional_call(model, point, examples[0]), examples[1])
+
+    extra = torch.zeros(8, dtype=torch.float64, requires_grad=True)
+    slope = torch.autograd.grad(perturbed(losses(theta, BATCH), extra), theta.values(), create_graph=True)
+    moved = {name: p - lr * g for (name, p), g in zip(theta.items(), slope, strict=True)}
+    old, new = (torch.autograd.grad(losses(moved, V).mean(), extra, retain_graph=True)[0] for V in (OLD, NEW))
+    gamma, fused = min_norm_pair(old, new)
+    gradient = torch.autograd.grad(taken(losses(theta, BATCH), -fused), theta.values())
+
+    step = metasp_gradient(model, optimizer, BATCH, OLD, NEW, variant=variant)
+    assert_close(step.fusion.gamma, gamma)
+    assert_close(step.fusion.influence, fused)
+    for name, wanted in zip(theta, gradient, strict=True):
+        assert_close(step.gradient[name], wanted)
+
+
+def test_from_scale_to_scale_the_correction_is_n_times_as_large():
+    begin = learner(cnn, RULES["SGD"])
+    corrections = [
+        8 * metasp_gradient(*begin, BATCH, OLD, NEW, variant=variant).fusion.weights - 1
+        for variant in (relative, mixed, printed)
+    ]
+    assert_close(corrections[1], 8 * corrections[0], share=1e-12)  # a difference to 1 of 1e-3 keeps 13 digits
+    assert_close(corrections[2], 64 * corrections[0], share=1e-12)
 
 
 def test_the_weights_have_a_bound_unless_it_is_given_up():
@@ -236,19 +278,27 @@ def test_the_weights_have_a_bound_unless_it_is_given_up():
         metasp_gradient(*begin, BATCH, OLD, NEW, **given).fusion.weights for given in ({}, {"variant": official})
     ]
     assert torch.equal(*weights)
-    assert not torch.equal(weights[0], metasp_gradient(*begin, BATCH, OLD, NEW, variant=paper).fusion.weights)
+    assert not torch.equal(weights[0], metasp_gradient(*begin, BATCH, OLD, NEW, variant=relative).fusion.weights)
 
 
 def vector(*numbers):
     return torch.tensor(numbers, dtype=torch.float64)
 
 
-def test_paper_by_hand():
-    """I_S = (1, 0), I_P = (0, 2): γ* = 4/5 by equal inner products, I* = (4/5, 2/5)."""
-    fusion = paper(vector(1, 0), vector(0, 2), vector(7).squeeze(), vector(8).squeeze())
+@pytest.mark.parametrize(
+    ("variant", "influence", "weights"),
+    [
+        (relative, (0.8, 0.4), (0.1, 0.3)),  # (1 − I*)/2
+        (mixed, (0.8, 0.4), (-0.3, 0.1)),  # ½ − I*
+        (printed, (1.6, 0.8), (-1.1, -0.3)),  # ½ − 2I*
+    ],
+)
+def test_each_scale_by_hand(variant, influence, weights):
+    """I_S = (1, 0), I_P = (0, 2): γ* = 4/5 by equal inner products, I* = (4/5, 2/5), n = 2."""
+    fusion = variant(vector(1, 0), vector(0, 2), vector(7).squeeze(), vector(8).squeeze())
     assert float(fusion.gamma) == pytest.approx(0.8, rel=1e-14)
-    assert_close(fusion.influence, vector(0.8, 0.4))
-    assert_close(fusion.weights, vector(-0.3, 0.1))
+    assert_close(fusion.influence, vector(*influence))
+    assert_close(fusion.weights, vector(*weights))
 
 
 @pytest.mark.parametrize("scale", [1.0, 1e-30, 1e-200, 1e200])
@@ -278,13 +328,24 @@ def test_official_keeps_a_thousandth_of_each(old_loss, new_loss, gamma):
     assert_close(fusion.influence, influence / 3 * length)
 
 
+@pytest.mark.parametrize("exchanged", [False, True])
+def test_official_leaves_a_mixture_of_both_as_it_is(exchanged):
+    """I_S = (1, 0) and I_P = (0, ℓ) with ℓ = 100: γ* = ℓ²/(1 + ℓ²) = 0.9999, a share that no limit touches."""
+    one, other = (vector(1, 0), 1.0), (vector(0, 1), 100.0)
+    first, second = (other, one) if exchanged else (one, other)
+    fusion = official(first[0], second[0], vector(first[1]).squeeze(), vector(second[1]).squeeze())
+    larger = 1e4 / (1 + 1e4)
+    assert float(fusion.gamma) == pytest.approx(1 - larger if exchanged else larger, rel=1e-11)
+
+
 def test_an_influence_of_zero_stays_zero():
     zero, other, loss = vector(0, 0), vector(1, -1), vector(1).squeeze()
-    for variant in (paper, official):
+    for variant in VARIANTS:
         both = variant(zero, zero, loss, loss)
         assert torch.equal(both.influence, zero)
         assert torch.equal(both.weights, vector(0.5, 0.5))
-    assert torch.equal(paper(zero, other, loss, loss).weights, vector(0.5, 0.5))
+    for variant in (relative, mixed, printed):
+        assert torch.equal(variant(zero, other, loss, loss).weights, vector(0.5, 0.5))
     assert_close(official(zero, other, loss, loss).influence, 0.001 * other / math.sqrt(2))
     assert_close(official(other, zero, loss, loss).influence, 0.001 * other / math.sqrt(2))
 
@@ -294,14 +355,18 @@ def test_official_refuses_weights_that_do_not_sum_to_something_positive(loss):
     """Four equal influences of length ℓ sum to 2ℓ; 4 − 2ℓ is the total."""
     influence = torch.ones(4, dtype=torch.float64)
     total = 4 - 2 * loss
-    with pytest.raises(FloatingPointError, match=rf"sum to {total:.3g} .* losses {loss:.3g} .* a batch of 4.*'paper'"):
+    with pytest.raises(
+        FloatingPointError, match=rf"sum to {total:.3g} .* losses {loss:.3g} .* a batch of 4.*'relative'"
+    ):
         official(influence, influence, vector(loss).squeeze(), vector(loss).squeeze())
 
 
 @pytest.mark.parametrize("losses", [(-1.0, 2.0), (2.0, -1.0)])
 def test_official_refuses_to_turn_influences_round(losses):
     """Rescaled to a negative length, what harms would gain weight."""
-    with pytest.raises(ValueError, match=r"loss of (old|new) is -1 .* add a constant to the loss, or use .* 'paper'"):
+    with pytest.raises(
+        ValueError, match=r"loss of (old|new) is -1 .* add a constant to the loss, or use .* 'relative'"
+    ):
         official(vector(1, -1), vector(1, -1), *(vector(loss).squeeze() for loss in losses))
 
 
@@ -328,7 +393,7 @@ def test_computing_the_gradient_changes_nothing(warm, steps):
     model, optimizer = learner(cnn_with_batch_norm, RULES["nesterov"], warm)
     model[0].weight.grad = torch.ones_like(model[0].weight)
     before = snapshot(model, optimizer)
-    for variant in (paper, official):
+    for variant in VARIANTS:
         metasp_gradient(model, optimizer, BATCH, OLD, NEW, variant=variant, pseudo_steps=steps)
     assert_identical(snapshot(model, optimizer), before)
 
@@ -477,7 +542,7 @@ REFUSED = {
     "dropout": (with_dropout, ValueError, "draw random numbers at every call.*set the p of dropout layers to 0 or put"),
     "noise": (with_noise, ValueError, "draw random numbers at every call"),
     "an unused parameter": (with_an_unused_parameter, ValueError, r"\[\(8, \(3,\)\)\]; freeze .* requires_grad_"),
-    "a negative loss": (with_a_negative_loss, ValueError, "mean loss of old is -2.* or use the variant 'paper'"),
+    "a negative loss": (with_a_negative_loss, ValueError, "mean loss of old is -2.* or use the variant 'relative'"),
     "a layer twice": (with_a_layer_twice, ValueError, "layers '0' and '1' are one; give it one name and call it twice"),
     "no step": (pseudo_steps(0), ValueError, "steps=0: take at least one pseudo-step"),
     "mean loss": (with_mean_loss, ValueError, r"losses have the shape \(\): give one for each example"),

@@ -6,13 +6,15 @@ from metasp_lite.continual import presets
 from metasp_lite.continual.training import train
 from metasp_lite.studies import variants
 
+VARIANTS = ("official", "relative", "mixed", "printed")
+
 
 def test_the_study_says_of_each_run_what_training_it_alone_gives(tmp_path):
     few = {"per_class": 40, "epochs": 2, "late_epochs": 1}
     rows = variants.study([7, 8], few)
     assert [(row["method"], row["variant"], row["lr"], row["seed"]) for row in rows] == [
         (method, variant, rate, seed)
-        for method, variant in (("er-late", None), ("metasp", "official"), ("metasp", "paper"))
+        for method, variant in (("er-late", None), *(("metasp", v) for v in VARIANTS))
         for rate in (0.1, 0.03)
         for seed in (7, 8)
     ]

@@ -62,7 +62,8 @@ class GEM(_TaskMemory[GEMSettings]):
     """Step along the gradient that is nearest to the new examples' own and raises the loss of no past task's memory.
 
     Batch-norm sees the new examples and the memory of each past task as batches of their own, and its running averages
-    move with all of them: they describe old and new examples, as in the authors' code.
+    move with all of them: they describe old and new examples, as in the authors' code.  What is our choice: the memory
+    is cropped and flipped anew at each step, and its share of a task is even over the classes.
     """
 
     paper = "Lopez-Paz and Ranzato, Gradient Episodic Memory for Continual Learning, NeurIPS 2017"

@@ -39,6 +39,9 @@ class GMED(Rehearsal[GMEDSettings]):
     An edit stays with its example and is made on the whole image; shifts and flips come after.  It is not clipped to
     the range of pixels.  (The authors' published code adds β ℓ(x, θ) instead; this is the paper's sign.)  Batch-norm
     takes batch statistics, θ' and the edits leave its running averages alone.
+
+    What is our choice: the loss that is differentiated is a sum over the remembered examples, not a mean, so that the
+    stride is that of each example, however many there are; the real step descends on one mean over new and edited ones.
     """
 
     paper = "Jin et al., Gradient-based Editing of Memory Examples, NeurIPS 2021"

@@ -45,11 +45,11 @@ class HAL(Rehearsal[HALSettings]):
     Anchor of class y after task t:  e = argmax ℓ(f(e, θ_M), y) − ℓ(f(e, θ_t), y) − γ ‖φ(e, θ_t) − φ̄_y‖²,
     θ_M tuned from θ_t on what the memory has of earlier tasks (after the first: on all it has).
 
-    What differs from the paper: the memory is ER's reservoir instead of a ring; φ̄ is the mean over the class's
-    training examples when the task ends instead of a running mean during it; the penalty is a mean over anchors and
-    classes instead of a sum, so that λ needs no change as they become more; an anchor begins as a training example of
-    its class and climbs in steps of one length, since from noise, or by plain steps, it reaches logits so large that
-    the penalty's own step diverges.  The network sees anchors in evaluation mode.
+    What differs from the paper: the memory is ER's reservoir instead of a ring; φ̄ is one for each class, the mean
+    over its training examples when the task ends, instead of a running mean during it; the penalty is a mean over
+    anchors and classes instead of a sum, so that λ needs no change as they become more; an anchor begins as a training
+    example of its class and climbs in steps of one length, since from noise, or by plain steps, it reaches logits so
+    large that the penalty's own step diverges.  The network sees anchors in evaluation mode.
     """
 
     paper = "Chaudhry et al., Using Hindsight to Anchor Past Knowledge in Continual Learning, AAAI 2021"

@@ -16,18 +16,19 @@ from metasp_lite.continual.methods.base import features_of, plain_step
 from metasp_lite.continual.methods.replay import ERLate, LateSettings
 from metasp_lite.influence import metasp
 
-_VARIANTS = {"paper": metasp.paper, "official": metasp.official}
+_VARIANTS = {f.__name__: f for f in (metasp.official, metasp.relative, metasp.mixed, metasp.printed)}
 
 
 @dataclass(frozen=True)
 class MetaSPSettings(LateSettings):
     """MetaSP's settings; defaults of the paper, but for what a lite run shortens, and for the weights.
 
-    Those that the paper prints are not bounded: an influence is a product of two gradients, so one steep batch can
-    throw the network far enough for the next to be steeper still, until nothing is finite (notebook 04).
+    Those that the paper prints, in each reading of their scale, are not bounded: an influence is a product of two
+    gradients, so one steep batch can throw the network far enough for the next to be steeper still, until nothing is
+    finite (notebook 04).
     """
 
-    variant: str = "official"  # of the weights: official (the authors' code) or paper
+    variant: str = "official"  # of the weights: official (the authors' code), relative, mixed or printed (eq. 12)
     pseudo_steps: int = 1  # K
     validation: int = 0  # examples in each validation set; 0 for |M|/10
 
@@ -46,7 +47,11 @@ class MetaSPSettings(LateSettings):
 
 
 class MetaSP(ERLate[MetaSPSettings]):
-    """Weigh new and remembered examples by their fused influence on stability and plasticity."""
+    """Weigh new and remembered examples by their fused influence on stability and plasticity.
+
+    What differs from the authors' code: remembered examples are cropped and flipped anew at each rehearsal, and the
+    sums of I* of what is stored are not reset when a task ends.
+    """
 
     paper = "Sun et al., Exploring Example Influence in Continual Learning, NeurIPS 2022 (Ours)"
     Settings = MetaSPSettings
@@ -85,7 +90,7 @@ class MetaSP(ERLate[MetaSPSettings]):
 
     def remedies(self) -> list[str]:
         """Name the bounded weights where the others are in use."""
-        return [*super().remedies(), *(["variant=official"] if self.settings.variant == "paper" else [])]
+        return [*super().remedies(), *(["variant=official"] if self.settings.variant != "official" else [])]
 
     def state_dict(self) -> dict[str, object]:
         """Return the memory and the scores."""
@@ -99,7 +104,12 @@ class MetaSP(ERLate[MetaSPSettings]):
 
 
 class MetaSPRehSel(MetaSP):
-    """MetaSP with rehearsal selection: store from each cluster what helps most, drop what harms most."""
+    """MetaSP with rehearsal selection: store from each cluster what helps most, drop what harms most.
+
+    The paper does not say what is clustered.  Here it is the features before the last layer; the authors' code takes
+    the raw pixels.  That code ranks by mean I*, too, but then looks the ranks up in another order, so that what it
+    stores is drawn at random; here the ranking counts.
+    """
 
     paper = "Sun et al., Exploring Example Influence in Continual Learning, NeurIPS 2022 (Ours+RehSel)"
 

@@ -39,6 +39,9 @@ class MIR(Rehearsal[MIRSettings]):
     Every pass but the real step's takes batch statistics where the network has batch-norm (the new examples are one
     batch, the candidates another) and leaves the running averages as they are.  Candidates are scored as stored,
     without crops and flips.
+
+    What is our choice: the candidates are 100 for 32 places, of the current task as well as of earlier ones; the real
+    step descends on one mean over new and rehearsed examples; what is rehearsed is cropped and flipped anew.
     """
 
     paper = "Aljundi et al., Online Continual Learning with Maximally Interfered Retrieval, NeurIPS 2019 (MI-1)"
@@ -95,6 +98,9 @@ class GSS(ER[GSSSettings]):
     offered.  Once the memory is full, an example with a score below 1 may take the place of one with a high score.
     Scores are those of single examples, in evaluation mode, after the step on them and as stored, without crops and
     flips; one draw from the memory serves a batch.  The step is ER's: new and remembered examples in one batch.
+
+    What is our choice: whether an example may enter is decided for each example by its own score, where one decision
+    for a whole batch would do as well.
     """
 
     paper = "Aljundi et al., Gradient Based Sample Selection for Online Continual Learning, NeurIPS 2019 (greedy)"

@@ -38,7 +38,10 @@ class Joint(Method[NoSettings]):
 
 
 class ER(Rehearsal[M_co]):
-    """Experience replay: beside each new batch one from a memory that reservoir sampling fills."""
+    """Experience replay: beside each new batch one from a memory that reservoir sampling fills.
+
+    The loss is one mean over both; what is rehearsed is cropped and flipped anew.
+    """
 
     paper = "Chaudhry et al., On Tiny Episodic Memories in Continual Learning, 2019"
 

@@ -46,7 +46,7 @@ def in_second_task(network="lite-cnn", kind=MetaSP, **changed):
     return learner, method
 
 
-@pytest.mark.parametrize("variant", ["paper", "official"])
+@pytest.mark.parametrize("variant", ["official", "relative", "mixed", "printed"])
 @pytest.mark.parametrize("steps", [1, 2])
 def test_a_step_gives_metasp_its_sets_new_first_and_validation_without_crops(variant, steps):
     learner, method = in_second_task(variant=variant, pseudo_steps=steps)
@@ -67,7 +67,7 @@ def test_a_step_gives_metasp_its_sets_new_first_and_validation_without_crops(var
             (torch.cat([batch.inputs, crops]), torch.cat([batch.labels, labels[kept]])),
             (stream.augmentation.normalise(images[old]), labels[old]),
             (stream.augmentation.normalise(stream.images[new]), stream.labels[new]),
-            variant={"paper": metasp.paper, "official": metasp.official}[variant],
+            variant=getattr(metasp, variant),
             pseudo_steps=steps,
         )
         shown = method.step(learner, batch)
@@ -164,7 +164,7 @@ def test_a_restored_method_goes_on_bit_for_bit(kind, tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"variant": "best"}, "variant='best' does not exist; give one of: paper, official"),
+        ({"variant": "best"}, "variant='best' does not exist; give one of: official, relative, mixed, printed"),
         ({"pseudo_steps": 0}, "pseudo_steps=0 must be at least 1"),
         ({"validation": -1}, "validation=-1"),
         ({"late_epochs": 0}, "late_epochs=0 must be at least 1"),
@@ -376,7 +376,7 @@ def test_fine_tuning_knows_its_last_task_at_most(fine_tuned):
 
 
 @pytest.mark.parametrize("kind", [MetaSP, MetaSPRehSel])
-@pytest.mark.parametrize(("variant", "lr"), [("paper", 0.03), ("official", 0.1)])  # at 0.1, paper may run away
+@pytest.mark.parametrize(("variant", "lr"), [("mixed", 0.03), ("official", 0.1)])  # at 0.1, mixed may run away
 def test_metasp_beats_fine_tuning_and_chance(fashion, fine_tuned, kind, variant, lr):
     accuracy, method = final_accuracy(fashion, kind, MetaSPSettings(memory=100, late_epochs=2, variant=variant), lr)
     assert accuracy > fine_tuned + 0.2  # 2,000 test images: a standard error of a percentage point
