@@ -172,6 +172,8 @@ def test_the_bootstrap_interval_is_that_of_resampled_rows_and_columns():
     assert bootstrap_pearson(true, 3 * true, resamples=50) == pytest.approx((1, 1))
     narrow, wide = (bootstrap_pearson(true, noisy, resamples=300, confidence=c) for c in (0.5, 0.95))
     assert wide[0] < narrow[0] < narrow[1] < wide[1]
+    no_width = bootstrap_pearson(true, noisy, resamples=300, confidence=1e-12)  # both ends are the median
+    assert no_width[0] == pytest.approx(no_width[1], abs=1e-9)
 
 
 def test_pairs_that_share_a_row_do_not_count_as_independent():

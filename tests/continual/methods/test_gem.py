@@ -291,6 +291,25 @@ def test_gem_has_one_constraint_for_each_past_task(memory_batch, monkeypatch):
     assert (memory_batch == 1000) == torch.allclose(seen[0], torch.stack(expected), rtol=0, atol=1e-6)
 
 
+def test_which_examples_stand_for_a_task_is_drawn_from_the_learners_generator():
+    learner, method, _ = learner_in_second_task(GEM, GEMSettings(memory=50, memory_batch=5))
+    found = []
+    for seed in (0, 0, 1):
+        learner.generator.manual_seed(seed)
+        found.append(method.reference(learner, 0))
+    assert torch.equal(found[0], found[1])
+    assert not torch.equal(found[0], found[2])
+
+
+def test_a_task_with_as_many_examples_as_may_stand_for_it_is_taken_whole():
+    """Nothing is drawn then: what a draw more or less would do to all later ones."""
+    learner, method, _ = learner_in_second_task(GEM, GEMSettings(memory=50, memory_batch=10))
+    assert (method.buffer.tasks == 0).sum() == 10
+    taken, learner.loss = [], lambda inputs, labels, loss=learner.loss: taken.append(labels) or loss(inputs, labels)
+    method.reference(learner, 0)
+    assert torch.equal(taken[0], method.buffer.labels[method.buffer.tasks == 0])
+
+
 @pytest.mark.parametrize("name", ["gem", "a-gem"])
 def test_each_past_task_has_an_equal_share_of_the_memory(name, tmp_path):
     seen = []
