@@ -7,6 +7,9 @@ STAMP := $(VENV)/.setup-done
 LOG := build/setup.log
 BEGUN := build/setup-begun$(VENV)
 IN_VENV := $(VENV)/bin/python -m
+# How many run tests at once, each with one thread; where a test asks for two, they wait without holding their core.
+PROCESSES := 2
+IN_PARALLEL := env OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(IN_VENV) pytest -n $(PROCESSES)
 
 # With a Matplotlib backend of the user's own choice the figures would not appear in the notebooks.
 unexport MPLBACKEND
@@ -40,12 +43,12 @@ lint: $(STAMP)
 	@$(IN_VENV) ruff check . && $(IN_VENV) ruff format --check . && $(IN_VENV) mypy
 
 # Every stage runs, whatever the one before it said; the last line names those that failed.
-# The stored outputs are the lite profile's.
+# The stored outputs are the lite profile's; all cells of a notebook go to one process (loadfile).
 test: $(STAMP)
 	@failed=; \
 	stage() { name=$$1; shift; echo "== $$name"; "$$@" || failed="$$failed, $$name"; }; \
-	stage "unit and property tests" $(IN_VENV) pytest; \
-	stage "notebooks" env METASP_PROFILE=lite $(IN_VENV) pytest \
+	stage "unit and property tests" $(IN_PARALLEL) --dist worksteal; \
+	stage "notebooks" env METASP_PROFILE=lite $(IN_PARALLEL) --dist loadfile \
 		--nbval --nbval-current-env --nbval-cell-timeout 300 notebooks; \
 	stage "lint: rules" $(IN_VENV) ruff check .; \
 	stage "lint: format" $(IN_VENV) ruff format --check .; \

@@ -1,5 +1,6 @@
 """Stored results: one JSON file each, an object or a list of them, with what is needed to obtain it again."""
 
+import hashlib
 import json
 import os
 import platform
@@ -36,14 +37,15 @@ def provenance() -> dict[str, object]:
 def write(path: Path, result: Mapping[str, object] | Sequence[Mapping[str, object]]) -> None:
     """Write ``result`` and its provenance as JSON; the file is there whole or, when anything fails, as it was before.
 
-    In a list every object gets the provenance.
+    In a list every object gets the provenance, and in it the SHA-256 sum of the object: one digit in place of another
+    is good JSON, and a finished run is not trained again.
 
     Raises:
         ValueError: for a NaN or an infinite number, which JSON does not have.
         OSError: when the file cannot be written.
     """
-    origin = {"obtained_with": provenance()}
-    stamped = {**result, **origin} if isinstance(result, Mapping) else [{**each, **origin} for each in result]
+    origin = provenance()
+    stamped = _stamped(result, origin) if isinstance(result, Mapping) else [_stamped(each, origin) for each in result]
     write_atomically(path, json.dumps(stamped, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
 
 
@@ -64,7 +66,8 @@ def read(path: Path) -> Any:
 
     Raises:
         FileNotFoundError: when there is none.
-        ValueError: for another file: damaged, no JSON, with a number that JSON lacks, or no object at its top.
+        ValueError: for another file: damaged, no JSON, with a number that JSON lacks, or no object at its top; for an
+            object that has not its sum (an older one has none).
     """
     way_out = "move it away and measure again"
     try:
@@ -73,9 +76,32 @@ def read(path: Path) -> Any:
         raise FileNotFoundError(f"there is no result {path}; measure it first") from error
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} cannot be read as a result ({error}); {way_out}") from error
-    if not all(isinstance(each, dict) for each in (found if isinstance(found, list) else [found])):
+    objects = found if isinstance(found, list) else [found]
+    if not all(isinstance(each, dict) for each in objects):
         raise ValueError(f"{path} is not a result: it holds no object; {way_out}")
+    if not all(map(_is_as_written, objects)):
+        raise ValueError(f"{path} cannot be read as a result (it is not as it was written: another sum); {way_out}")
     return found
+
+
+def _stamped(result: Mapping[str, object], origin: Mapping[str, object]) -> dict[str, object]:
+    """Add the provenance, and to that the sum of all the rest."""
+    return {**result, "obtained_with": {**origin, "sum": _sum({**result, "obtained_with": origin})}}
+
+
+def _sum(result: Mapping[str, object]) -> str:
+    """Return the SHA-256 sum of an object, the same however its JSON is laid out."""
+    plain = json.loads(json.dumps(result))
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
+
+
+def _is_as_written(result: Mapping[str, Any]) -> bool:
+    """Whether an object that was read has its sum, where it has any."""
+    origin = result.get("obtained_with")
+    if not isinstance(origin, dict) or "sum" not in origin:
+        return True
+    rest = {name: value for name, value in origin.items() if name != "sum"}
+    return origin["sum"] == _sum({**result, "obtained_with": rest})
 
 
 def _refuse_constant(name: str) -> None:

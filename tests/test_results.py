@@ -65,6 +65,20 @@ def test_a_stored_result_is_read_as_it_was_written_with_or_without_a_mark(tmp_pa
 
 
 @pytest.mark.parametrize(
+    ("old", "new"), [('"r": 0.5', '"r": 0.6'), ('"r"', '"s"'), ('"sum": "', '"sum": "0'), ("0.5", "1e999")]
+)
+def test_another_number_or_name_in_a_result_is_noticed(tmp_path, old, new):
+    path = tmp_path / "runs.json"
+    results.write(path, [{"name": "λ", "r": 0.1, "of": {2: (1, None), 10: []}}, {"r": 0.5}])
+    text = path.read_text(encoding="utf-8")
+    path.write_text(json.dumps(json.loads(text), indent=4), encoding="utf-8")  # another layout says the same
+    assert results.read(path) == json.loads(text)
+    path.write_text(text.replace(old, new), encoding="utf-8")
+    with pytest.raises(ValueError, match=r"runs\.json cannot be read as a result \(it is not as it was written"):
+        results.read(path)
+
+
+@pytest.mark.parametrize(
     "content",
     [
         b"", b"{", b"3", b'"text"', b"null", b"[1, 2]", b'[{"r": 1}, 2]', b'{"r": NaN}', b'{"r": Infinity}',

@@ -199,6 +199,8 @@ def decode(path: Path, decoding: Decoding) -> np.ndarray:
             whose pixels are not what a viewer shows; the message names the file and the way out.
     """
     with _opened(path) as file:
+        file.verify()  # a PNG's sums, which loading passes over: a flipped bit may be another pixel
+    with _opened(path) as file:
         deep = _is_deep(file)
         file.load()  # all pixels: a truncated file fails here
         odd = _unlike_its_looks(file, deep)

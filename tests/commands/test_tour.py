@@ -220,7 +220,7 @@ def test_a_course_without_notebooks_is_an_error(course, capsys):
 def test_ctrl_c_stops_the_kernel_and_leaves_nothing_behind(course):
     """The cell writes its kernel's process id, then sleeps; after SIGINT that process must be gone."""
     path = write_notebook(
-        course, "01-slow", "import os; open('pid', 'w').write(str(os.getpid()))", "import time; time.sleep(60)"
+        course, "01-slow", "import os; open('pid', 'w').write(str(os.getpid()))", "import time; time.sleep(600)"
     )
     code = (
         "import sys; from pathlib import Path; from metasp_lite import __main__\n"
@@ -235,12 +235,12 @@ def test_ctrl_c_stops_the_kernel_and_leaves_nothing_behind(course):
     heed = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
     with subprocess.Popen(command, **streams, preexec_fn=heed) as process:
         pid = course / "pid"
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 300  # however busy the machine is; alone it takes six seconds
         while not (pid.exists() and pid.read_text(encoding="utf-8")) and time.monotonic() < deadline:
             time.sleep(0.1)
         time.sleep(0.5)
         process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=30)
+        _, errors = process.communicate(timeout=120)
     assert process.returncode == 130
     assert errors.strip().startswith("stopped;")
     with pytest.raises(ProcessLookupError):

@@ -78,6 +78,7 @@ def test_each_method_trains_in_channels_last_and_bfloat16(method, folder, stream
     assert losses["rounded"] == pytest.approx(losses["plain"], rel=0.1)  # 2⁻⁹ a rounding, batch-norm of 4 images
 
 
+@pytest.mark.slow
 def test_a_process_killed_at_random_moments_ends_as_if_it_had_not_been(folder, tmp_path):
     """SIGKILL wherever it happens to fall: in a step, in a score, in the writing of a checkpoint."""
     script, whole, killed = (

@@ -16,6 +16,8 @@ from metasp_lite.stages.fixed import fixed_embedding, pretraining_influence
 from metasp_lite.stages.unrolled import Adam, unrolled_sensitivity
 from metasp_lite.studies import multi_stage
 
+pytestmark = pytest.mark.slow
+
 
 def test_the_ablations_spoil_what_they_say():
     """Each against Theorem 1 written out with dense inverses; two solves of condition 1e3 leave 1e-10."""
@@ -80,7 +82,7 @@ def test_the_protocols_are_those_of_the_papers_experiments():
     assert list(cifar.values()) == [mnist, replace(mnist, steps=(6000, 3000), batch=128), own]
 
 
-EASY = replace(SMALL_STAGES, first=(0, 5), first_per_class=60, second_per_class=20, l2=0.06)
+EASY = replace(SMALL_STAGES, first=(0, 5), first_per_class=60, second_per_class=20, l2=0.06, width=32)
 
 
 def test_the_study_of_leaving_out_stores_what_its_correlations_are_of(monkeypatch):
@@ -112,7 +114,7 @@ def test_the_study_of_leaving_out_stores_what_its_correlations_are_of(monkeypatc
 
 
 def test_the_study_of_tasks_scores_the_same_task_and_an_unrelated_one(monkeypatch):
-    monkeypatch.setitem(SETUPS, "fashion-mnist", replace(EASY, width=32))
+    monkeypatch.setitem(SETUPS, "fashion-mnist", EASY)
     monkeypatch.setitem(multi_stage.TASKS, "fashion-mnist", multi_stage.Tasks((0, 5), (7, 8)))
     rows = multi_stage.tasks("fashion-mnist", seeds=[1])["rows"]
     setups = [Setup(**row["setup"]) for row in rows]
