@@ -5,9 +5,12 @@ imported, and it imports what computes only when it runs: help and a misspelt op
 """
 
 import argparse
+import contextlib
 import io
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
 from importlib import import_module
 
 from metasp_lite import settings
@@ -31,6 +34,38 @@ def main(argv: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="backslashreplace")  # what a console cannot show is spelt out, no traceback
     words = sys.argv[1:] if argv is None else list(argv)
     arguments = _parser(words).parse_args(words)
+    with _stopped_like_ctrl_c() as signals:
+        status = _run(arguments)
+    return 128 + signals[0] if signals else status
+
+
+@contextlib.contextmanager
+def _stopped_like_ctrl_c() -> Iterator[list[int]]:
+    """Let a polite end (SIGTERM, or a closed terminal's SIGHUP) unwind what runs, so that nothing is left behind.
+
+    Yields a list, which then holds the signal's number.
+    """
+    came: list[int] = []
+
+    def stop(number: int, _: object) -> None:
+        came.append(number)
+        raise KeyboardInterrupt
+
+    polite = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    free = [number for number in polite if signal.getsignal(number) == signal.SIG_DFL]  # nohup ignores SIGHUP
+    if threading.current_thread() is not threading.main_thread():
+        free = []
+    for number in free:
+        signal.signal(number, stop)
+    try:
+        yield came
+    finally:
+        for number in free:
+            signal.signal(number, signal.SIG_DFL)
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    """Run the command; say what stopped it in one sentence."""
     try:
         settings.profile()  # nonsense is refused by every command, whether or not it asks for the profile
         return import_module(f"metasp_lite.commands.{arguments.command}").main(arguments)

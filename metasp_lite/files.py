@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+_UNFINISHED: set[Path] = set()  # what this process is writing
+
 
 def write_atomically(path: Path, content: str | bytes) -> None:
     """Write a file so that whoever looks finds the old content or the new, never half of either; text as UTF-8.
@@ -22,6 +24,15 @@ def write_atomically(path: Path, content: str | bytes) -> None:
         file.write(content.encode("utf-8") if isinstance(content, str) else content)
 
 
+def utf8(name: str) -> bool:
+    """Whether ``name`` can be written as text; names of files may hold other bytes (PEP 383)."""
+    try:
+        name.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
     """Give a file to write in pieces, which takes the place of ``path`` at the end; after any error there is no trace.
@@ -30,6 +41,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     """
     part = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
     made = [folder for folder in path.parents if not os.path.lexists(folder)]  # the innermost first
+    _UNFINISHED.add(part)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(part, "xb") as file:  # "x": neither another writer's file nor a link that somebody has put there
@@ -45,6 +57,15 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
             for folder in made:
                 folder.rmdir()
         raise
+    finally:
+        _UNFINISHED.discard(part)
+
+
+def abandon() -> None:
+    """Remove what this process has written half, just before it ends without the chance to do so itself."""
+    for part in [*_UNFINISHED]:
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
 
 
 class _NotYet(Exception):
@@ -60,10 +81,14 @@ def require_writable(path: Path) -> None:
     try:
         if path.is_dir():
             raise IsADirectoryError(errno.EISDIR, "it is a folder")
+        above = next(folder for folder in path.parents if os.path.lexists(folder))
+        if not above.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, f"{above} is no folder")
         with contextlib.suppress(_NotYet), replacing(path):
             raise _NotYet
     except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
-        raise OSError(f"cannot write {path} ({getattr(error, 'strerror', None) or error}); permit it") from error
+        reason = getattr(error, "strerror", None) or error
+        raise OSError(f"cannot write {path} ({reason}); permit it, or give another place") from error
 
 
 def remove_leftovers(folder: Path, *, older_than: float = 0.0) -> None:

@@ -70,8 +70,22 @@ def for_another_folder() -> dict[str, str]:
     return {name: os.path.abspath(os.path.expanduser(folder)) for name, folder in named.items() if folder}
 
 
-def device() -> "torch.device":
-    """Return the device that everything runs on: the current CUDA device if there is one, else the CPU."""
+def device(asked: "torch.device | str | None" = None) -> "torch.device":
+    """Return the device that everything runs on: the current CUDA device if there is one, else the CPU.
+
+    With ``asked`` return that one, when it is here.
+
+    Raises:
+        ValueError: when it is not; the message lists those that are.
+    """
     import torch  # here: the command line reads profiles and folders without it
 
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if asked is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        found = torch.device(asked)
+        torch.zeros(1, device=found).tolist()  # a name that torch knows may have nothing behind it
+    except (RuntimeError, AssertionError, TypeError) as error:  # so is NotImplementedError, of devices without values
+        here = ["cpu", *(f"cuda:{number}" for number in range(torch.cuda.device_count()))]
+        raise ValueError(f"device={str(asked)!r} is not here; give one of: {', '.join(here)}") from error
+    return found

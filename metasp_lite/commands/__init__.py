@@ -1,4 +1,5 @@
-"""The command line, a module a command: options, what is printed, and where results go.
+"""The command line, a module a command: options (shared ones in ``options``), what is printed, and where
+results go.
 
 What computes is imported by ``main`` and not before: help and a misspelt option answer at once.
 """

@@ -3,10 +3,10 @@
 import argparse
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from metasp_lite import settings
+from metasp_lite.commands.options import named
 
 if TYPE_CHECKING:
     from metasp_lite.continual.grid import Outcome
@@ -16,8 +16,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``grid``; its help shows a grid."""
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = f"FILE reads like this:\n\n{settings.GRID_EXAMPLE.read_text(encoding='utf-8')}"
-    parser.add_argument("file", type=Path, metavar="FILE.toml")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="each run gets a folder in it")
+    parser.add_argument("file", type=named, metavar="FILE.toml")
+    parser.add_argument("--out", type=named, required=True, metavar="DIR", help="each run gets a folder in it")
     where = parser.add_mutually_exclusive_group()
     where.add_argument("--workers", type=int, metavar="N", help="processes (default: one a core; one with a GPU)")
     where.add_argument(
@@ -33,6 +33,8 @@ def main(arguments: argparse.Namespace) -> int:
     """Run the grid; the status is 1 when any run failed."""
     if (arguments.workers is not None and arguments.workers < 1) or arguments.threads < 1:
         raise ValueError("--workers and --threads must be at least 1")
+    if arguments.dask is not None and not arguments.dask.strip():
+        raise ValueError("--dask is empty; give the address that the scheduler prints, tcp://…")
     from metasp_lite.continual import grid
 
     outcomes = grid.run_all(

@@ -8,6 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from metasp_lite import settings
+from metasp_lite.commands.options import named
 
 NOTEBOOKS_DIR = settings.PROJECT_DIR / "notebooks"
 _OUT_DIR = settings.PROJECT_DIR / "build" / "tour"
@@ -17,7 +18,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``tour``."""
     parser.add_argument("notebooks", nargs="*", metavar="NOTEBOOK", help="a name, or its number: 01 (default: all)")
     parser.add_argument("--store", action="store_true", help="also write the outputs back into the notebooks")
-    parser.add_argument("--out", type=Path, default=_OUT_DIR, metavar="DIR", help="where copies and HTML pages go")
+    parser.add_argument("--out", type=named, default=_OUT_DIR, metavar="DIR", help="where copies and HTML pages go")
 
 
 def main(arguments: argparse.Namespace) -> int:

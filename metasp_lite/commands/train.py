@@ -3,10 +3,10 @@
 import argparse
 import dataclasses
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from metasp_lite import settings
+from metasp_lite.commands.options import named
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -19,7 +19,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--method", required=True, metavar="NAME")
     parser.add_argument("--memory", type=int, metavar="N", help="stored examples (default: the stream's)")
     parser.add_argument("--seed", type=int, default=1231, metavar="N", help="default: 1231, the first of the paper's")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="checkpoint.pt, at the end result.json")
+    parser.add_argument("--out", type=named, required=True, metavar="DIR", help="checkpoint.pt, at the end result.json")
     parser.add_argument(
         "--set", action="append", default=[], metavar="NAME=VALUE", help="a setting of stream, recipe or method"
     )

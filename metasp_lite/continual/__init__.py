@@ -5,7 +5,8 @@ from metasp_lite.continual.accuracy import summarise
 from metasp_lite.continual.learner import Learner, rehearse
 from metasp_lite.continual.methods.metasp import MetaSP
 from metasp_lite.continual.methods.replay import ER, ERLate
-from metasp_lite.continual.training import InUseError, score, train
+from metasp_lite.continual.place import InUseError
+from metasp_lite.continual.training import score, train
 
 __all__ = [
     "ER",

@@ -3,8 +3,7 @@
 import hashlib
 import io
 import json
-import pickle
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -49,14 +48,31 @@ def load_checkpoint(path: Path, identity: Mapping[str, object], device: torch.de
     body, digest = content[:-_DIGEST], content[-_DIGEST:]
     if hashlib.sha256(body).digest() != digest:
         raise ValueError(f"{path} is damaged, or no checkpoint of this program; {_AGAIN}")
+    foreign = f"{path} is no checkpoint of this program; {_AGAIN}"
     try:
         stored = torch.load(io.BytesIO(body), weights_only=True, map_location=device)
-    except pickle.UnpicklingError as error:  # something that is no tensor, number or text
-        raise ValueError(f"{path} is no checkpoint of this program; {_AGAIN}") from error
-    if stored["format"] != _FORMAT:
-        raise ValueError(f"{path} has format {stored['format']}, this version reads {_FORMAT}; give another folder")
-    require_same(path, json.loads(stored["identity"]), identity)
-    return stored["state"]
+        version, state, there = stored["format"], stored["state"], json.loads(stored["identity"])
+    except Exception as error:  # with a sum that is right, anything may have been put there
+        raise ValueError(foreign) from error
+    if version != _FORMAT:
+        raise ValueError(f"{path} has format {version}, this version reads {_FORMAT}; give another folder")
+    if not isinstance(there, dict):
+        raise ValueError(foreign)
+    require_same(path, there, identity)
+    return state
+
+
+def go_on_from(path: Path, restore: Callable[[dict], None], state: dict) -> None:
+    """Hand the ``state`` that ``load_checkpoint`` has read from ``path`` to ``restore``.
+
+    Raises:
+        ValueError: when it lacks something, or has it in another shape; the file stays as it is.
+    """
+    try:
+        restore(state)
+    except Exception as error:
+        what = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise ValueError(f"{path} does not hold what its run needs ({what}); {_AGAIN}") from error
 
 
 def require_same(path: Path, there: Mapping[str, object], here: Mapping[str, object]) -> None:

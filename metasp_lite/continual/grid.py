@@ -1,8 +1,6 @@
 """Many runs at once: the product of streams, methods, memory sizes and seeds, on this machine or on a Dask cluster."""
 
-import contextlib
 import functools
-import importlib.util
 import itertools
 import shlex
 import threading
@@ -17,11 +15,13 @@ import torch
 from tqdm.auto import tqdm
 
 from metasp_lite import settings
-from metasp_lite.continual import presets, streams
+from metasp_lite.continual import presets, request, streams
 from metasp_lite.continual.methods.base import MemorySettings
+from metasp_lite.continual.place import InUseError, require_place
 from metasp_lite.continual.run import Run, finished, identity
 from metasp_lite.continual.streams import Stream, StreamSettings
-from metasp_lite.continual.training import InUseError, check_checkpoint_seconds, computing_with, train
+from metasp_lite.continual.training import check_checkpoint_seconds, check_threads, computing_with, train
+from metasp_lite.continual.workers import pool
 from metasp_lite.memory import forget_peak
 from metasp_lite.settings import Profile
 
@@ -53,19 +53,28 @@ def read_grid(path: Path, out: Path, threads: int = 1) -> list[Job]:
     """Return the runs that a TOML file asks for, each with its own folder below ``out``, on so many threads.
 
     Raises:
-        ValueError: when the file is no TOML, or asks for something that does not exist.
+        ValueError: when the file cannot be read, is no TOML, or asks for something that does not exist.
     """
     try:
-        return jobs(tomllib.loads(path.read_text(encoding="utf-8")), out, threads)
-    except ValueError as error:  # so are TOML's own errors, and those of texts that are not UTF-8
+        text = path.read_bytes().decode("utf-8-sig")
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read ({error.strerror or error}); give the TOML file of a grid") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is no UTF-8 text ({error.reason} at byte {error.start}); save it as UTF-8") from error
+    try:
+        description = tomllib.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is no TOML: {error}; {_reads_like_this()}") from error
+    try:
+        return jobs(description, out, threads)
+    except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 
 
 def jobs(description: Mapping[str, object], out: Path, threads: int = 1) -> list[Job]:
     """Return the product of what ``description`` lists, as ``settings.GRID_EXAMPLE`` shows; without memory one."""
     grid = _read(description)
-    if threads < 1:
-        raise ValueError(f"threads={threads} must be at least 1")
+    check_threads(threads)
     result: dict[str, Job] = {}
     used: set[str] = set()
     for stream, method, size, seed in itertools.product(grid.streams, grid.methods, grid.memory, grid.seeds):
@@ -164,15 +173,21 @@ def run_all(
 ) -> list[Outcome]:
     """Run all that is not finished, in ``workers`` processes or on the cluster whose scheduler is at ``dask``.
 
-    A run that fails does not stop the others, nor does one whose worker dies: it goes on from its checkpoint.
+    No more processes start than there are runs left.  A run that fails does not stop the others, nor does one whose
+    worker dies: it goes on from its checkpoint.
+
+    Raises:
+        ValueError: when a run could not be trained or kept (``request``, ``place``), before any has begun.
+        OSError: the same, where a file or folder is in the way.
     """
     check_checkpoint_seconds(checkpoint_seconds)
     if workers < 1:
         raise ValueError(f"workers={workers} must be at least 1")
     outcomes = {job.name: Outcome(job, "skipped") for job in chosen if _finished(job)}
-    _stream.cache_clear()
+    todo = [job for job in chosen if job.name not in outcomes]
+    _require_possible(todo)
     with (
-        _backend(workers, dask) as parallel,
+        pool(max(1, min(workers, len(todo))), dask, [job.out for job in todo]) as parallel,
         tqdm(
             total=len(chosen),
             initial=len(outcomes),
@@ -180,12 +195,26 @@ def run_all(
             disable=None if progress_bar is None else not progress_bar,
         ) as bar,
     ):
-        todo = [job for job in chosen if job.name not in outcomes]
         for job, error in _each(parallel, todo, checkpoint_seconds):
             outcomes[job.name] = Outcome(job, "failed" if error else "finished", error or "")
             bar.update()
             bar.set_postfix(failed=sum(outcome.state == "failed" for outcome in outcomes.values()))
     return [outcomes[job.name] for job in chosen]
+
+
+def _require_possible(todo: Sequence[Job]) -> None:
+    """Refuse a grid with a run that could not be trained or kept, before any of them begins."""
+    _stream.cache_clear()
+    try:
+        for job in todo:
+            require_place(job.out, job.run.stream.data)
+            request.check(job.run)
+        for job in todo:
+            request.check_on(job.run, _stream(job.run.stream))
+    except ValueError as error:
+        raise ValueError(f"{job.name}: {error}") from error
+    finally:
+        _stream.cache_clear()
 
 
 def _each(
@@ -216,22 +245,6 @@ def _each(
                     yield from attempt([job])
                 except Exception as error:
                     yield left.pop(job.name), f"its worker died ({type(error).__name__}); is there memory enough?"
-
-
-@contextlib.contextmanager
-def _backend(workers: int, dask: str | None) -> Iterator[Callable[[], joblib.Parallel]]:
-    """Yield what makes the one call that runs jobs, whether by processes here or by a cluster."""
-    if dask is None:
-        with joblib.parallel_config(backend="loky", n_jobs=workers):
-            yield functools.partial(joblib.Parallel, batch_size=1, return_as="generator_unordered")
-        return
-    if importlib.util.find_spec("distributed") is None:
-        raise ValueError("a Dask cluster needs the package's extra: pip install -e '.[dask]'")
-    with joblib.parallel_config(backend="dask", scheduler_host=dask, n_jobs=-1) as config:
-        try:
-            yield functools.partial(joblib.Parallel, batch_size=1, pre_dispatch="all", return_as="generator_unordered")
-        finally:
-            config["backend"].client.close()
 
 
 def _finished(job: Job) -> bool:

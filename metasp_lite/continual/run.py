@@ -43,6 +43,8 @@ class Run:
         part: StreamSettings | Recipe | MethodSettings
         for part in (self.stream, self.recipe, self.settings):
             for name, value in dataclasses.asdict(part).items():
+                if type(value) is int and name != "class_seed" and abs(value) >= 2**31:
+                    raise ValueError(f"{name}={value} must be below 2**31")
                 if isinstance(value, float) and not math.isfinite(value):
                     raise ValueError(f"{name}={value} must be a finite number")
 
@@ -87,6 +89,7 @@ def finished(out: Path, here: Mapping[str, Any]) -> dict[str, Any] | None:
     try:
         result = results.read(path)
         there = {**result["run"], **_surroundings(result)}
+        _require_told(result)
     except FileNotFoundError:
         return None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -95,6 +98,14 @@ def finished(out: Path, here: Mapping[str, Any]) -> dict[str, Any] | None:
     said["images"] = {name: value for name, value in here["images"].items() if name in there["images"]}
     checkpoint.require_same(path, there, said)
     return result
+
+
+def _require_told(result: dict[str, Any]) -> None:
+    """Refuse what has the name of a result and not the numbers that are shown of one."""
+    for setting in ("class_incremental", "task_incremental"):
+        accuracy, change = result[setting]["a_inf"], result[setting]["bwt"]
+        if not isinstance(accuracy, int | float) or not isinstance(change, int | float | None):
+            raise ValueError(f"{setting} has no accuracy")
 
 
 def _surroundings(result: dict[str, Any]) -> dict[str, Any]:

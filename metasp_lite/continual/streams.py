@@ -8,6 +8,7 @@ from torch import Tensor
 
 from metasp_lite import settings
 from metasp_lite.continual.fields import check_types
+from metasp_lite.files import utf8
 from metasp_lite.images import sets, sources
 from metasp_lite.images.augment import Augmentation
 
@@ -45,7 +46,7 @@ def split(
     seed: int | None = None,
     padding: int = 0,
     flip: bool = False,
-    device: torch.device | None = None,
+    device: torch.device | str | None = None,
 ) -> Stream:
     """Cut a data set into tasks of ``classes_per_task`` classes.
 
@@ -63,7 +64,7 @@ def split(
     if train.classes != test.classes:
         raise ValueError(f"{train.name} has other classes in its test split; both splits need the same folders")
     _require_alike(train, test)
-    device = device or settings.device()
+    device = settings.device(device)
     draw = torch.Generator().manual_seed(seed) if seed is not None else None
     order = torch.arange(count) if draw is None else torch.randperm(count, generator=draw)
     if per_class is not None:
@@ -92,7 +93,7 @@ def _require_alike(train: sets.ImageSet, test: sets.ImageSet) -> None:
     """Refuse splits that no one network takes, and classes of which one of them has nothing."""
     (channels, *sides), (test_channels, *test_sides) = train.images.shape[1:], test.images.shape[1:]
     if channels != test_channels:
-        found = f"{_coloured(channels)} training and {_coloured(test_channels)} test images"
+        found = f"{sets.coloured(channels)} training and {sets.coloured(test_channels)} test images"
         raise ValueError(f"{train.name} has {found}; store both splits in one mode")
     if sides != test_sides:
         found = f"training images of {sides[0]}×{sides[1]} pixels and test images of {test_sides[0]}×{test_sides[1]}"
@@ -103,10 +104,6 @@ def _require_alike(train: sets.ImageSet, test: sets.ImageSet) -> None:
         counts = images.labels.bincount(minlength=len(images.classes))
         if missing := [name for name, count in zip(images.classes, counts, strict=True) if count == 0]:
             raise ValueError(f"class {missing[0]!r} of {images.name} has no {part} images; add some or leave it out")
-
-
-def _coloured(channels: int) -> str:
-    return {1: "grey", 3: "coloured"}.get(channels, f"{channels}-channel")
 
 
 def _subset(images: sets.ImageSet, per_class: int, draw: torch.Generator | None) -> sets.ImageSet:
@@ -133,14 +130,25 @@ class StreamSettings:
         check_types(self)
         if not self.data.strip():
             raise ValueError("data is empty; name a data set or a folder of images, . for the current one")
+        if not utf8(self.data):
+            raise ValueError(f"data={self.data!r} is no UTF-8, and no result could name it; rename the folder")
+        for name in ("classes_per_task", "per_class", "size"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise ValueError(f"{name}={value} must be at least 1")
         if self.padding < 0:
             raise ValueError(f"padding={self.padding} must be 0 pixels or more")
         if self.class_seed is not None and not 0 <= self.class_seed < 2**63:
             raise ValueError(f"class_seed={self.class_seed} must be 0 or more, and below 2**63, or none")
 
 
-def make(chosen: StreamSettings, *, device: torch.device | None = None) -> Stream:
-    """Load the data set that ``chosen`` names and cut it into tasks, on ``device`` (None: where everything runs)."""
+def make(chosen: StreamSettings, *, device: torch.device | str | None = None) -> Stream:
+    """Load the data set that ``chosen`` names and cut it into tasks, on ``device`` (None: where everything runs).
+
+    Raises:
+        FileNotFoundError: as ``images.load``.
+        ValueError: as ``images.load`` and ``split``; for a device that is not here.
+    """
+    device = settings.device(device)
     whole = chosen.source is None  # a run on the bundled subset says so in its settings
     train, test = (
         sources.load(chosen.data, part, source=chosen.source, size=chosen.size, whole=whole)

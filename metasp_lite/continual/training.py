@@ -3,33 +3,31 @@
 import contextlib
 import dataclasses
 import math
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
-import filelock
 import torch
 from tqdm.auto import tqdm
 
-from metasp_lite import files, results
-from metasp_lite.continual import methods, streams
+from metasp_lite import results
+from metasp_lite.continual import methods, request, streams
 from metasp_lite.continual.accuracy import Accuracies
-from metasp_lite.continual.checkpoint import load_checkpoint, save_checkpoint
+from metasp_lite.continual.checkpoint import go_on_from, load_checkpoint, save_checkpoint
 from metasp_lite.continual.learner import Learner, evaluating
 from metasp_lite.continual.methods.base import Method
+from metasp_lite.continual.place import CHECKPOINT, RESULT, held, require_place
 from metasp_lite.continual.run import Progress, Run, finished, identity, summary
 from metasp_lite.continual.streams import Stream
 from metasp_lite.memory import peak_mib
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
+_MOST_THREADS = 64  # as another machine may have had, on which a run began
 Watcher = Callable[[Learner, Method], None]
-
-
-class InUseError(RuntimeError):
-    """Another process trains in the same folder."""
 
 
 @dataclass
@@ -77,25 +75,26 @@ def train(
 
     Raises:
         InUseError: when another process trains in ``out`` and has not stopped after ``wait`` seconds.
-        ValueError: when ``out`` holds another run, one of other images or threads, or a checkpoint that cannot be read.
+        ValueError: when ``out`` holds another run, one of other images or threads, or a checkpoint that cannot be read;
+            when the images, the network, the memory and the machine cannot be brought together (``request``).
         FloatingPointError: when a loss is not finite; names task, epoch and step, and what to try.
         OSError: when a checkpoint or the result cannot be written; the last one stays.
     """
     check_checkpoint_seconds(checkpoint_seconds)
-    out.mkdir(parents=True, exist_ok=True)
-    try:
-        # the system lifts the lock when the process dies, however
-        with computing_with(threads), filelock.FileLock(out / "lock", timeout=wait):
-            files.remove_leftovers(out)
-            stream = stream or streams.make(run.stream)
+    require_place(out, run.stream.data)
+    with computing_with(threads):
+        to_train = not (out / RESULT).exists()  # what is finished is only told again
+        if to_train:
+            request.check(run)
+        stream = stream or streams.make(run.stream)
+        state = _begin(run, stream) if to_train else None
+        with held(out, wait):
             here = identity(run, stream)
             result = finished(out, here)
             if result is None:
-                result = _train(run, out, stream, here, checkpoint_seconds, watch, progress_bar)
-            (out / "checkpoint.pt").unlink(missing_ok=True)
+                result = _train(run, out, state or _begin(run, stream), here, checkpoint_seconds, watch, progress_bar)
+            (out / CHECKPOINT).unlink(missing_ok=True)
             return result
-    except filelock.Timeout as error:
-        raise InUseError(f"another process trains in {out}; wait for it, or give another folder") from error
 
 
 def check_checkpoint_seconds(seconds: float) -> None:
@@ -108,6 +107,21 @@ def check_checkpoint_seconds(seconds: float) -> None:
         raise ValueError(f"checkpoint_seconds={seconds} must be 0 or more; 0 writes one after every epoch")
 
 
+def check_threads(threads: int | None) -> None:
+    """Refuse a number of threads that no run can have (None: torch's own); a few too many only take turns.
+
+    Raises:
+        ValueError: when it is below 1, or far above this machine's cores.
+    """
+    if threads is None:
+        return
+    most = max(_MOST_THREADS, os.cpu_count() or 1)
+    if threads < 1:
+        raise ValueError(f"threads={threads} must be at least 1")
+    if threads > most:
+        raise ValueError(f"threads={threads} must be at most {most}; this machine has {os.cpu_count()} cores")
+
+
 @contextlib.contextmanager
 def computing_with(threads: int | None) -> Iterator[None]:
     """Let torch compute with so many threads for a while (None: as before).
@@ -115,8 +129,7 @@ def computing_with(threads: int | None) -> Iterator[None]:
     Raises:
         ValueError: when there is none.
     """
-    if threads is not None and threads < 1:
-        raise ValueError(f"threads={threads} must be at least 1")
+    check_threads(threads)
     before = torch.get_num_threads()
     torch.set_num_threads(before if threads is None else threads)
     try:
@@ -146,25 +159,31 @@ def score(learner: Learner) -> tuple[Accuracies, Accuracies]:
     return class_incremental, task_incremental
 
 
+def _begin(run: Run, stream: Stream) -> _State:
+    """Return the run before its first step, when it can be trained on the stream."""
+    request.check_on(run, stream)
+    learner = Learner(stream, run.recipe, run.seed)
+    return _State(learner, methods.METHODS[run.method](learner, run.settings), Progress())
+
+
 def _train(
     run: Run,
     out: Path,
-    stream: Stream,
+    state: _State,
     here: Mapping[str, object],
     checkpoint_seconds: float,
     watch: Watcher | None,
     progress_bar: bool | None,
 ) -> dict[str, Any]:
     """Go through the tasks: train each for its epochs, close it, score all tasks seen."""
+    learner, method, stream = state.learner, state.method, state.learner.stream
     if stream.images.is_cuda:
         torch.cuda.reset_peak_memory_stats(stream.images.device)
-    learner = Learner(stream, run.recipe, run.seed)
-    state = _State(learner, methods.METHODS[run.method](learner, run.settings), Progress())
-    path = out / "checkpoint.pt"
+    path = out / CHECKPOINT
     stored = load_checkpoint(path, here, stream.images.device)
     if stored is not None:
-        state.load_state_dict(stored)
-    method, progress = state.method, state.progress
+        go_on_from(path, state.load_state_dict, stored)
+    progress = state.progress
     saved, epochs = time.monotonic(), run.recipe.epochs
     with tqdm(
         total=len(stream.tasks) * epochs,
@@ -196,14 +215,22 @@ def _train(
             learner.task_number, learner.epoch = learner.task_number + 1, 0
             save_checkpoint(path, here, state.state_dict())
             saved = time.monotonic()
-    results.write(out / "result.json", summary(run, here, stream, progress, scores_last_only=method.scores_last_only))
-    return results.read(out / "result.json")
+    results.write(out / RESULT, summary(run, here, stream, progress, scores_last_only=method.scores_last_only))
+    return results.read(out / RESULT)
 
 
 def _timed(progress: Progress, function: Callable[_P, _T], *arguments: _P.args, **named: _P.kwargs) -> _T:
     """Call a part of the training and add its seconds to those of the task."""
     began = time.perf_counter()
-    result = function(*arguments, **named)
+    try:
+        result = function(*arguments, **named)
+    except ValueError as error:
+        if request.SINGLE not in str(error):
+            raise
+        raise ValueError(
+            "batch-norm met a batch of a single small image, which it cannot train on; in another folder, try another "
+            "batch, memory or memory_batch, or larger images (--set size=16)"
+        ) from error
     progress.seconds[-1] += time.perf_counter() - began
     return result
 

@@ -60,6 +60,11 @@ class ImageSet:
         return replace(kept, labels=position[kept.labels], classes=tuple(self.classes[label] for label in classes))
 
 
+def coloured(channels: int | None) -> str:
+    """Say what images of so many channels are."""
+    return {1: "grey", 3: "coloured"}.get(channels or 0, f"{channels}-channel")
+
+
 def first_per_class(images: ImageSet, count: int) -> ImageSet:
     """Return the first ``count`` images of each class, in the order they have in ``images``.
 

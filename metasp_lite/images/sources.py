@@ -13,7 +13,7 @@ from PIL import Image
 
 from metasp_lite import settings
 from metasp_lite.images import cache, downloads, folder, idx
-from metasp_lite.images.sets import ImageSet, Split
+from metasp_lite.images.sets import ImageSet, Split, coloured
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
@@ -129,6 +129,15 @@ def idx_files(root: Path, split: str) -> tuple[Path, Path]:
     return Path(f"{prefix}-images-idx3-ubyte.gz"), Path(f"{prefix}-labels-idx1-ubyte.gz")
 
 
+def folders_of(name: str) -> list[Path]:
+    """Return the folders of this machine that ``load`` may read a set from, by its name or by a path to it."""
+    if Path(name).name != name:
+        return [Path(name).expanduser()]
+    own = [DEBIAN_FASHION_MNIST, bundled_dir()] if name == "fashion-mnist" else []
+    folders = [settings.data_dir() / name, *own]
+    return [each for each in folders if each.is_dir()]
+
+
 def _not_found(name: str, source: str | None) -> str:
     places = {"folder": f"the image folder {settings.data_dir() / name}"}
     if torchvision_class_of(name) is not None:
@@ -171,9 +180,22 @@ def _load_tree(root: Path, split: Split, size: int | None, known: _KnownSet, sou
     if known.classes and len(listing.classes) != known.classes:
         found = f"{listing.folder} holds {len(listing.classes)} class folders"
         raise ValueError(f"{found}, but {root.name} has {known.classes} classes; complete it or rename {root}")
+    if known is _ANY:
+        _require_one_mode(root, listing)
     mixed = known.shape == (3, None, None)  # photographs: a few are stored as grey or CMYK
     images = cache.read_images(root, listing, folder.Decoding(known.shape, size, to_rgb=mixed))
     return ImageSet(torch.from_numpy(images), torch.tensor(listing.labels), listing.classes, root.name, source)
+
+
+def _require_one_mode(root: Path, listing: folder.Listing) -> None:
+    """Refuse splits of which the first images are of different colours, before any is decoded and kept."""
+    (other,) = (split for split in folder.SPLITS if split != listing.split)
+    modes = {each.split: folder.peek(each)[0] for each in (listing, folder.list_images(root, other))}
+    if modes["train"] != modes["test"]:
+        raise ValueError(
+            f"{root.name} has {coloured(modes['train'])} training and {coloured(modes['test'])} test images; "
+            "store both splits in one mode"
+        )
 
 
 def _load_idx(root: Path, split: Split, size: int | None, source: str, way_out: str) -> ImageSet:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from helpers.tiny_stream import SAME, Stopped, arguments_of, run_on, stop_at
 
-from metasp_lite.continual import training
+from metasp_lite.continual import place, training
 from metasp_lite.continual.learner import Learner
 from metasp_lite.continual.methods import METHODS
 from metasp_lite.continual.methods.base import Method
@@ -183,7 +183,7 @@ def test_a_second_run_in_the_same_folder_is_refused(folder, stream, tmp_path):
     run = run_on(folder, "fine-tune")
 
     def again(*_: object) -> None:
-        with pytest.raises(training.InUseError, match="another process trains in"):
+        with pytest.raises(place.InUseError, match="another process trains in"):
             training.train(run, tmp_path, stream=stream)
 
     training.train(run, tmp_path, stream=stream, watch=again)
@@ -197,7 +197,7 @@ def test_another_process_holds_the_folder_until_it_is_killed(folder, stream, tmp
     )
     with holder:
         holder.stdout.readline()
-        with pytest.raises(training.InUseError, match="wait for it, or give another folder"):
+        with pytest.raises(place.InUseError, match="wait for it, or give another folder"):
             training.train(run, tmp_path, stream=stream)
         assert not (tmp_path / "checkpoint.pt").exists()
         holder.kill()
