@@ -1,6 +1,7 @@
 """Stored results: one JSON file each, an object or a list of them, with what is needed to obtain it again."""
 
 import json
+import math
 import os
 import platform
 import subprocess
@@ -8,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
@@ -68,7 +69,7 @@ def read(path: Path) -> Any:
     """
     way_out = "move it away and measure again"
     try:
-        found = json.loads(path.read_text(encoding="utf-8-sig"), parse_constant=_refuse_constant)
+        found = json.loads(path.read_text(encoding="utf-8-sig"), parse_constant=_refuse_constant, parse_float=_finite)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"there is no result {path}; measure it first") from error
     except (ValueError, RecursionError) as error:
@@ -78,8 +79,13 @@ def read(path: Path) -> Any:
     return found
 
 
-def _refuse_constant(name: str) -> None:
+def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is no number of JSON")
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    return number if math.isfinite(number) else _refuse_constant(text)
 
 
 def _git(*arguments: str) -> str | None:

@@ -3,7 +3,6 @@
 import hashlib
 import io
 import json
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -51,12 +50,15 @@ def load_checkpoint(path: Path, identity: Mapping[str, object], device: torch.de
         raise ValueError(f"{path} is damaged, or no checkpoint of this program; {_AGAIN}")
     try:
         stored = torch.load(io.BytesIO(body), weights_only=True, map_location=device)
-    except pickle.UnpicklingError as error:  # something that is no tensor, number or text
+        version, there, state = stored["format"], stored.get("identity"), stored.get("state")
+    except Exception as error:  # torch, zip and pickle have many for what is no file of theirs
         raise ValueError(f"{path} is no checkpoint of this program; {_AGAIN}") from error
-    if stored["format"] != _FORMAT:
-        raise ValueError(f"{path} has format {stored['format']}, this version reads {_FORMAT}; give another folder")
-    require_same(path, json.loads(stored["identity"]), identity)
-    return stored["state"]
+    if version != _FORMAT:
+        raise ValueError(f"{path} has format {version!r}, this version reads {_FORMAT}; give another folder")
+    if not (isinstance(there, str) and isinstance(state, dict)):
+        raise ValueError(f"{path} is no checkpoint of this program; {_AGAIN}")
+    require_same(path, json.loads(there), identity)
+    return state
 
 
 def require_same(path: Path, there: Mapping[str, object], here: Mapping[str, object]) -> None:
