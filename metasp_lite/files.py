@@ -12,6 +12,17 @@ from pathlib import Path
 from typing import BinaryIO
 
 
+def folder(text: str) -> Path:
+    """Return the path that a user has written; the empty text, which is the current folder for Python, is none.
+
+    Raises:
+        ValueError: for the empty text.
+    """
+    if not text.strip():
+        raise ValueError("the name of a folder is empty; name one, . for the current folder")
+    return Path(text)
+
+
 def write_atomically(path: Path, content: str | bytes) -> None:
     """Write a file so that whoever looks finds the old content or the new, never half of either; text as UTF-8.
 

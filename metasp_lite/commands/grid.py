@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from metasp_lite import settings
+from metasp_lite.files import folder
 
 if TYPE_CHECKING:
     from metasp_lite.continual.grid import Outcome
@@ -17,7 +18,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = f"FILE reads like this:\n\n{settings.GRID_EXAMPLE.read_text(encoding='utf-8')}"
     parser.add_argument("file", type=Path, metavar="FILE.toml")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="each run gets a folder in it")
+    parser.add_argument("--out", type=folder, required=True, metavar="DIR", help="each run gets a folder in it")
     where = parser.add_mutually_exclusive_group()
     where.add_argument("--workers", type=int, metavar="N", help="processes (default: one a core; one with a GPU)")
     where.add_argument(

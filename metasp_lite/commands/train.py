@@ -3,10 +3,10 @@
 import argparse
 import dataclasses
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from metasp_lite import settings
+from metasp_lite.files import folder
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -19,7 +19,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--method", required=True, metavar="NAME")
     parser.add_argument("--memory", type=int, metavar="N", help="stored examples (default: the stream's)")
     parser.add_argument("--seed", type=int, default=1231, metavar="N", help="default: 1231, the first of the paper's")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="checkpoint.pt, at the end result.json")
+    parser.add_argument("--out", type=folder, required=True, metavar="DIR", help="checkpoint.pt, then result.json")
     parser.add_argument(
         "--set", action="append", default=[], metavar="NAME=VALUE", help="a setting of stream, recipe or method"
     )
@@ -75,7 +75,10 @@ class _List(argparse.Action):
         from metasp_lite.continual import presets
         from metasp_lite.continual.methods import METHODS
 
-        profile = settings.profile()
+        try:
+            profile = settings.profile()
+        except ValueError as error:
+            parser.error(str(error))
         print(f"streams (profile {profile}):")
         for name, preset in presets.STREAMS[profile].items():
             print(f"  {name}: {_shown(preset.stream)}; {_shown(preset.recipe)}; memory={preset.memory}")

@@ -4,6 +4,7 @@ import contextlib
 import functools
 import importlib.util
 import itertools
+import os
 import shlex
 import threading
 import tomllib
@@ -21,7 +22,13 @@ from metasp_lite.continual import presets, streams
 from metasp_lite.continual.methods.base import MemorySettings
 from metasp_lite.continual.run import Run, finished, identity
 from metasp_lite.continual.streams import Stream, StreamSettings
-from metasp_lite.continual.training import InUseError, check_checkpoint_seconds, computing_with, train
+from metasp_lite.continual.training import (
+    InUseError,
+    check_checkpoint_seconds,
+    check_threads,
+    computing_with,
+    train,
+)
 from metasp_lite.memory import forget_peak
 from metasp_lite.settings import Profile
 
@@ -64,8 +71,7 @@ def read_grid(path: Path, out: Path, threads: int = 1) -> list[Job]:
 def jobs(description: Mapping[str, object], out: Path, threads: int = 1) -> list[Job]:
     """Return the product of what ``description`` lists, as ``settings.GRID_EXAMPLE`` shows; without memory one."""
     grid = _read(description)
-    if threads < 1:
-        raise ValueError(f"threads={threads} must be at least 1")
+    check_threads(threads)
     result: dict[str, Job] = {}
     used: set[str] = set()
     for stream, method, size, seed in itertools.product(grid.streams, grid.methods, grid.memory, grid.seeds):
@@ -74,7 +80,7 @@ def jobs(description: Mapping[str, object], out: Path, threads: int = 1) -> list
         used |= set(overrides)
         run = presets.build(stream, method, seed, profile=grid.profile, memory=memory, overrides=overrides)
         stored = [f"memory-{run.settings.memory}"] if isinstance(run.settings, MemorySettings) else []
-        name = "_".join([Path(stream).expanduser().resolve().name, method, *stored, f"seed-{seed}"])
+        name = "_".join([Path(os.path.expanduser(stream)).resolve().name, method, *stored, f"seed-{seed}"])
         if name in result and result[name].run != run:
             raise ValueError(f"two different runs would be called {name}; give the folders of images different names")
         folder = out.absolute() / name

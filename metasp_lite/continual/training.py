@@ -82,12 +82,14 @@ def train(
         OSError: when a checkpoint or the result cannot be written; the last one stays.
     """
     check_checkpoint_seconds(checkpoint_seconds)
+    check_threads(threads)
+    stream = stream or streams.make(run.stream)
+    methods.METHODS[run.method].check(stream, run.settings)
     out.mkdir(parents=True, exist_ok=True)
     try:
         # the system lifts the lock when the process dies, however
         with computing_with(threads), filelock.FileLock(out / "lock", timeout=wait):
             files.remove_leftovers(out)
-            stream = stream or streams.make(run.stream)
             here = identity(run, stream)
             result = finished(out, here)
             if result is None:
@@ -108,6 +110,16 @@ def check_checkpoint_seconds(seconds: float) -> None:
         raise ValueError(f"checkpoint_seconds={seconds} must be 0 or more; 0 writes one after every epoch")
 
 
+def check_threads(threads: int | None) -> None:
+    """Refuse a number of threads that no machine has; None is torch's own.
+
+    Raises:
+        ValueError: for such a number.
+    """
+    if threads is not None and not 1 <= threads <= 4096:
+        raise ValueError(f"threads={threads} must be at least 1, and at most 4096")
+
+
 @contextlib.contextmanager
 def computing_with(threads: int | None) -> Iterator[None]:
     """Let torch compute with so many threads for a while (None: as before).
@@ -115,8 +127,7 @@ def computing_with(threads: int | None) -> Iterator[None]:
     Raises:
         ValueError: when there is none.
     """
-    if threads is not None and threads < 1:
-        raise ValueError(f"threads={threads} must be at least 1")
+    check_threads(threads)
     before = torch.get_num_threads()
     torch.set_num_threads(before if threads is None else threads)
     try:
