@@ -98,6 +98,8 @@ def _sentence(error: Exception) -> str | None:
     """Return what to print for an error that a user can do something about, None for a defect."""
     if isinstance(error, OSError | ValueError | ArithmeticError):
         return str(error)
+    if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
+        return f"the memory is too small ({str(error).partition(chr(10))[0] or 'no more is free'}); ask for less"
     if "torch" not in sys.modules:
         return None  # what is left comes from what computes
     import torch

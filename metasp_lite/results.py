@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import os
 import platform
 import subprocess
@@ -9,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
@@ -71,7 +72,7 @@ def read(path: Path) -> Any:
     """
     way_out = "move it away and measure again"
     try:
-        found = json.loads(path.read_text(encoding="utf-8-sig"), parse_constant=_refuse_constant)
+        found = json.loads(path.read_text(encoding="utf-8-sig"), parse_constant=_refuse_constant, parse_float=_finite)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"there is no result {path}; measure it first") from error
     except (ValueError, RecursionError) as error:
@@ -104,8 +105,13 @@ def _is_as_written(result: Mapping[str, Any]) -> bool:
     return origin["sum"] == _sum({**result, "obtained_with": rest})
 
 
-def _refuse_constant(name: str) -> None:
+def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is no number of JSON")
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    return number if math.isfinite(number) else _refuse_constant(text)
 
 
 def _git(*arguments: str) -> str | None:

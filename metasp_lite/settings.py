@@ -39,8 +39,8 @@ def data_dir() -> Path:
             installed without the project.
     """
     named = os.environ.get("METASP_DATA")
-    folder = Path(named).expanduser() if named else PROJECT_DATA_DIR
-    if not folder.is_dir():
+    folder = Path(os.path.expanduser(named)) if named else PROJECT_DATA_DIR
+    if not os.path.isdir(folder):  # Path.is_dir fails where the name is too long
         if named:
             raise FileNotFoundError(f"METASP_DATA={folder} is not a folder; create it or unset METASP_DATA")
         raise FileNotFoundError(
@@ -56,7 +56,7 @@ def cache_dir() -> Path:
     (``XDG_CACHE_HOME``, on most systems ``~/.cache``).  It may not exist yet; it is safe to delete.
     """
     if named := os.environ.get("METASP_CACHE"):
-        return Path(named).expanduser().absolute()
+        return Path(os.path.expanduser(named)).absolute()
     own = PROJECT_DATA_DIR / "cache"
     if os.access(own if own.exists() else PROJECT_DATA_DIR, os.W_OK | os.X_OK):
         return own

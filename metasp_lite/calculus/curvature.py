@@ -11,6 +11,8 @@ from torch import Tensor
 
 from metasp_lite.calculus.first_layer import first_linear, hessian_by_first_layer
 from metasp_lite.calculus.losses import ExampleLosses, Penalised, ScalarLoss, check_finite, require_losses
+from metasp_lite.calculus.parameters import require_places, require_vector
+from metasp_lite.doors import typed
 
 _AnyObjective = TypeVar("_AnyObjective", bound=Penalised, covariant=True)
 
@@ -22,6 +24,7 @@ class Curvature(Generic[_AnyObjective]):
     passes.  ``products`` counts Hessian-vector products over all n examples; a product over B of them adds B/n.
     """
 
+    @typed
     def __init__(self, objective: _AnyObjective, theta: Tensor, damping: float = 0.0) -> None:
         """Evaluate J at θ ``(P,)``.
 
@@ -42,14 +45,26 @@ class Curvature(Generic[_AnyObjective]):
         """∇J(θ) ``(P,)``."""
         return self._gradient.detach()
 
+    @typed
     def __matmul__(self, vector: Tensor) -> Tensor:
         """Return (H + δI) v ``(P,)``."""
+        require_vector(vector, self.theta, "the vector")
         self.products += 1
         (product,) = torch.autograd.grad(self._gradient, self._leaf, vector, retain_graph=True)
         return check_finite(product, "a Hessian-vector product") + self.damping * vector
 
+    @typed
+    def right_hand_side(self, vector: Tensor, *, columns: bool = False) -> Tensor:
+        """Return v ``(P,)``, or its ``columns (P, K)``, unchanged; refuse what is not like θ, NaN and infinity."""
+        several = columns and vector.dim() == 2 and vector.shape[1] > 0
+        require_vector(vector[:, 0] if several else vector, self.theta, "the right-hand side")
+        return check_finite(vector, "the right-hand side")
+
+    @typed
     def on_batch(self, vector: Tensor, index: Tensor) -> Tensor:
         """(H_B + δI) v with the Hessian of the examples in ``index (B,)`` instead of all n."""
+        require_vector(vector, self.theta, "the vector")
+        require_places(index, len(self.objective.losses), "index")
         self.products += len(index) / len(self.objective.losses)
         leaf, gradient_ = _gradient_graph(lambda theta: self.objective(theta, index), self.theta)
         (product,) = torch.autograd.grad(gradient_, leaf, vector)

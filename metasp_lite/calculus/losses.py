@@ -22,6 +22,7 @@ from metasp_lite.calculus.checks import (
 )
 from metasp_lite.calculus.labels import LossFunction, cross_entropy, require_labels
 from metasp_lite.calculus.parameters import pieces, require_theta, require_vector, trained_shapes
+from metasp_lite.doors import typed
 
 Examples = tuple[Tensor, Tensor]  # inputs (n, …) and labels (n,)
 ScalarLoss = Callable[[Tensor], Tensor]  # θ (P,) -> ()
@@ -64,6 +65,7 @@ with warnings.catch_warnings():
     jvp(torch.sin, (torch.zeros(1),), (torch.ones(1),))
 
 
+@typed
 def flatten_parameters(model: nn.Module) -> Tensor:
     """Return a copy of all trained parameters as one vector θ ``(P,)``, in the order of ``model.parameters()``.
 
@@ -94,6 +96,7 @@ class ExampleLosses:
     θ holds what is trained, the parameters with ``requires_grad``; frozen ones are constants of the model.
     """
 
+    @typed
     def __init__(self, model: nn.Module, inputs: Tensor, labels: Tensor, loss: LossFunction = cross_entropy) -> None:
         """Hold ``inputs (n, …)`` and ``labels (n,)``; trained parameters of the model are never read or changed.
 
@@ -121,6 +124,7 @@ class ExampleLosses:
         """Return the views of θ ``(P,)`` under the names of the model's trained parameters."""
         return pieces(theta, self._shapes)
 
+    @typed
     def __call__(self, theta: Tensor, index: Tensor | None = None) -> Tensor:
         """Return the losses ``(n,)`` at θ, or ``(B,)`` of the examples in ``index (B,)``.
 
@@ -151,6 +155,7 @@ class ExampleLosses:
         return self.loss(self._outputs(theta, inputs), labels)
 
 
+@typed
 @dataclass(frozen=True)
 class SingleLoss:
     """A scalar function of θ as the losses of one example ``(1,)``: the mean loss of a test set as one target, say."""
@@ -163,13 +168,17 @@ class SingleLoss:
 
     def __call__(self, theta: Tensor, index: Tensor | None = None) -> Tensor:
         """Return the loss ``(1,)``, or once for each entry of ``index (B,)``, which are all 0."""
-        losses = self.loss(theta).view(1)
+        loss = self.loss(theta)
+        if loss.shape not in ((), (1,)):
+            raise ValueError(f"the loss has a value of shape {tuple(loss.shape)}: give one number, a mean loss, say")
+        losses = loss.view(1)
         return losses if index is None else losses[index]
 
 
 _AnyLosses = TypeVar("_AnyLosses", bound=Losses, covariant=True)
 
 
+@typed
 @dataclass(frozen=True)
 class Objective(Generic[_AnyLosses]):
     """J(θ) = (1/n) Σ ℓ(x_i, θ) + (λ/2)‖θ‖², what training minimises.
@@ -190,6 +199,7 @@ class Objective(Generic[_AnyLosses]):
         return self.losses(theta, index).mean() + 0.5 * self.l2 * theta.dot(theta)
 
 
+@typed
 def losses_at(
     model: nn.Module, parameters: Mapping[str, Tensor], examples: Examples, loss: LossFunction = cross_entropy
 ) -> tuple[Tensor, dict[str, Tensor]]:
@@ -229,6 +239,7 @@ def require_losses(losses: Losses, theta: Tensor) -> None:
         require_example_losses(losses, len(losses), theta)
 
 
+@typed
 def gradient(objective: ScalarLoss, theta: Tensor) -> Tensor:
     """∇J(θ) ``(P,)`` of a scalar function of θ.
 
@@ -250,6 +261,7 @@ def gradient(objective: ScalarLoss, theta: Tensor) -> Tensor:
     return grad(scalar)(theta)
 
 
+@typed
 def per_example_gradients(losses: Losses, theta: Tensor) -> Tensor:
     """∇L(θ), the Jacobian of the loss vector, ``(n, P)``: row i is the gradient of ℓ(x_i, θ).
 
@@ -270,6 +282,7 @@ def per_example_gradients(losses: Losses, theta: Tensor) -> Tensor:
         return torch.stack([one(index) for index in every])
 
 
+@typed
 def loss_directional_derivatives(losses: Losses, theta: Tensor, direction: Tensor) -> Tensor:
     """∇L(θ)·u ``(n,)`` for a direction u ``(P,)``: one forward-mode pass, no gradient of any single example.
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from metasp_lite.calculus.losses import check_finite
+from metasp_lite.doors import typed
 
 
 class _MinNormPoint(NamedTuple):
@@ -15,6 +16,7 @@ class _MinNormPoint(NamedTuple):
     point: Tensor  # (n,)
 
 
+@typed
 def min_norm_pair(first: Tensor, second: Tensor) -> _MinNormPoint:
     """γ* = argmin ‖γ g₁ + (1−γ) g₂‖² over 0 ≤ γ ≤ 1, in closed form: clip((g₂−g₁)ᵀg₂ / ‖g₂−g₁‖², 0, 1).
 

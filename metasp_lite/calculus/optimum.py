@@ -6,17 +6,19 @@ from torch import Tensor
 from metasp_lite.calculus.curvature import Curvature, NegativeCurvatureError, NotConvergedError
 from metasp_lite.calculus.losses import Penalised, check_finite, require_losses
 from metasp_lite.calculus.solvers import ConjugateGradient
+from metasp_lite.doors import Count, Positive, Whole, typed
 
 
+@typed
 def minimise(
     objective: Penalised,
     theta: Tensor,
     *,
-    tolerance: float = 1e-10,
-    adam_steps: int = 0,
-    lbfgs_steps: int = 2000,
-    newton_steps: int = 20,
-    newton_products: int = 1000,
+    tolerance: Positive = 1e-10,
+    adam_steps: Whole = 0,
+    lbfgs_steps: Whole = 2000,
+    newton_steps: Whole = 20,
+    newton_products: Count = 1000,
 ) -> Tensor:
     """Minimise J from θ ``(P,)`` until ‖∇J‖ ≤ ``tolerance``; returns the optimum ``(P,)``.
 
@@ -55,7 +57,8 @@ def minimise(
     )
 
 
-def adam(objective: Penalised, theta: Tensor, steps: int) -> Tensor:
+@typed
+def adam(objective: Penalised, theta: Tensor, steps: Whole) -> Tensor:
     """Take ``steps`` of torch's Adam (step 0.01) on all examples from θ ``(P,)``; what an unfinished training gives."""
     leaf = theta.detach().clone().requires_grad_()
     optimiser = torch.optim.Adam([leaf], lr=0.01)
@@ -66,7 +69,8 @@ def adam(objective: Penalised, theta: Tensor, steps: int) -> Tensor:
     return leaf.detach()
 
 
-def lbfgs(objective: Penalised, theta: Tensor, steps: int) -> Tensor:
+@typed
+def lbfgs(objective: Penalised, theta: Tensor, steps: Whole) -> Tensor:
     """Take at most ``steps`` of torch's L-BFGS from θ ``(P,)``; fewer once no entry of ∇J is above 1e-7."""
     leaf = theta.detach().clone().requires_grad_()
     optimiser = torch.optim.LBFGS(

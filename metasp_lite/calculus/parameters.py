@@ -63,3 +63,16 @@ def require_vector(vector: Tensor, theta: Tensor, what: str) -> Tensor:
             f"{theta.dtype}, those of θ"
         )
     return vector
+
+
+def require_places(places: Tensor, n: int, what: str) -> Tensor:
+    """Return ``places`` unchanged.
+
+    Raises:
+        ValueError: when they are not one or more places among n, as an int64 vector; names ``what``.
+    """
+    if places.dim() != 1 or places.dtype != torch.int64:
+        raise ValueError(f"{what} has the shape {tuple(places.shape)} and {places.dtype}: give places as int64 (k,)")
+    if len(places) == 0 or int(places.min()) < 0 or int(places.max()) >= n:
+        raise ValueError(f"{what} must hold one place or more between 0 and {n - 1}, not {places.tolist()[:20]}")
+    return places

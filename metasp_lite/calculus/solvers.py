@@ -7,6 +7,7 @@ approximation after each product, so that accuracy can be drawn against cost in 
 kind is a solver too; one that differs from the plain case in what ``SolverTraits`` lists says so by inheriting from it.
 """
 
+import math
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,7 +17,8 @@ import torch
 from torch import Tensor
 
 from metasp_lite.calculus.curvature import Curvature, NegativeCurvatureError, NotConvergedError
-from metasp_lite.calculus.losses import ExampleLosses, Penalised, check_finite, cross_entropy, per_example_gradients
+from metasp_lite.calculus.losses import ExampleLosses, Penalised, cross_entropy, per_example_gradients
+from metasp_lite.doors import Seed, typed
 
 
 class Solver(Protocol):
@@ -40,6 +42,7 @@ class _Iterative(SolverTraits):
     def iterates(self, curvature: Curvature[Penalised], vector: Tensor) -> Iterator[Tensor]:
         raise NotImplementedError
 
+    @typed
     def __call__(self, curvature: Curvature[Penalised], vector: Tensor) -> Tensor:
         """Return the last iterate ``(P,)``."""
         return deque(self.iterates(curvature, vector), maxlen=1)[0]
@@ -57,13 +60,15 @@ class Exact(SolverTraits):
 
     takes_columns = True
 
+    @typed
     def __call__(self, curvature: Curvature[Penalised], vector: Tensor) -> Tensor:
         """Return (H + δI)⁻¹v, with the shape of v."""
-        columns = check_finite(vector, "the right-hand side").view(len(vector), -1)
+        columns = curvature.right_hand_side(vector, columns=True).view(len(vector), -1)
         half = torch.linalg.solve_triangular(curvature.cholesky, columns, upper=False)
         return torch.linalg.solve_triangular(curvature.cholesky.mT, half, upper=True).view_as(vector)
 
 
+@typed
 def solve_each(solver: Solver, curvature: Curvature[Penalised], vectors: Tensor) -> Tensor:
     """(H + δI)⁻¹v for each row v of ``vectors (K, P)``; (K, P).  All rows share one factor or one gradient graph."""
     if isinstance(solver, SolverTraits) and solver.takes_columns:
@@ -75,9 +80,10 @@ def solve_each(solver: Solver, curvature: Curvature[Penalised], vectors: Tensor)
 class Identity(SolverTraits):
     """v itself: H replaced by the identity (Luketina et al., 2016, "T1−T2").  Costs nothing."""
 
+    @typed
     def __call__(self, curvature: Curvature[Penalised], vector: Tensor) -> Tensor:
         """Return v ``(P,)``."""
-        return check_finite(vector, "the right-hand side").clone()
+        return curvature.right_hand_side(vector).clone()
 
 
 @dataclass(frozen=True)
@@ -93,8 +99,10 @@ class OuterProduct(SolverTraits):
 
     needs_plain_mean = True
 
+    @typed
     def __call__(self, curvature: Curvature[Penalised], vector: Tensor) -> Tensor:
         """Return the damped empirical-Fisher solution ``(P,)``."""
+        curvature.right_hand_side(vector)
         shift = curvature.objective.l2 + torch.full_like(vector, curvature.damping)
         if not bool((shift > 0).all()):
             raise ValueError(f"outer product: l2 + damping = {shift.min()} must be above 0; raise the damping")
@@ -102,7 +110,7 @@ class OuterProduct(SolverTraits):
         shifted = gradients / shift
         gram = gradients @ shifted.T
         gram.diagonal().add_(len(gradients))
-        inner = torch.linalg.solve(gram, shifted @ check_finite(vector, "the right-hand side"))
+        inner = torch.linalg.solve(gram, shifted @ vector)
         return vector / shift - shifted.T @ inner
 
 
@@ -120,6 +128,7 @@ class GaussNewton(SolverTraits):
 
     takes_columns = needs_plain_mean = True
 
+    @typed
     def __call__(self, curvature: Curvature[Penalised], vector: Tensor) -> Tensor:
         """Return the solution, with the shape of v: ``(P,)``, or several columns ``(P, K)``."""
         losses, theta = curvature.objective.losses, curvature.theta
@@ -131,13 +140,14 @@ class GaussNewton(SolverTraits):
             under = ExampleLosses(losses.model, losses.inputs, torch.full_like(losses.labels, label), losses.loss)
             rows = per_example_gradients(under, theta) * (-0.5 * under(theta)).exp()[:, None]  # √p g
             matrix += rows.T @ rows / len(rows)
-        columns = check_finite(vector, "the right-hand side").view(len(vector), -1)
+        columns = curvature.right_hand_side(vector, columns=True).view(len(vector), -1)
         factor, info = torch.linalg.cholesky_ex(matrix)
         if info.item() != 0:
             raise ValueError("Gauss–Newton: the matrix is singular; raise the l2 regularisation or the damping")
         return torch.cholesky_solve(columns, factor).view_as(vector)
 
 
+@typed
 @dataclass(frozen=True)
 class Neumann(_Iterative):
     """a Σ_{j<K} (I − aH)ʲ v, the first ``terms`` terms K of the Neumann series (Lorraine et al., 2020).
@@ -156,7 +166,7 @@ class Neumann(_Iterative):
         """Yield the sum after each term ``(P,)``."""
         _at_least_one("terms", self.terms)
         step = _safe_step("neumann", self.step, curvature)
-        term = check_finite(vector, "the right-hand side")
+        term = curvature.right_hand_side(vector)
         total = step * term
         yield total
         for _ in range(self.terms - 1):
@@ -170,6 +180,7 @@ class Neumann(_Iterative):
             yield total
 
 
+@typed
 @dataclass(frozen=True)
 class ConjugateGradient(_Iterative):
     """Conjugate gradients: the best approximation, in the norm of H, that K products allow.
@@ -188,11 +199,10 @@ class ConjugateGradient(_Iterative):
     def iterates(self, curvature: Curvature[Penalised], vector: Tensor) -> Iterator[Tensor]:
         """Yield the approximation after each product ``(P,)``."""
         _at_least_one("iterations", self.iterations)
-        if self.tolerance is not None and not self.tolerance > 0:
+        if self.tolerance is not None and not 0 < self.tolerance < math.inf:
             raise ValueError(f"tolerance={self.tolerance} must be above 0, or None to run all the iterations")
-        solution = torch.zeros_like(vector)
-        residual = check_finite(vector, "the right-hand side").clone()
-        direction, square = residual.clone(), residual.dot(residual)
+        residual = curvature.right_hand_side(vector).clone()
+        solution, direction, square = torch.zeros_like(vector), residual.clone(), residual.dot(residual)
         # Below this the residual is rounding: going on would divide noise by noise.
         target = (self.tolerance or torch.finfo(vector.dtype).eps) * vector.norm()
         if square.sqrt() <= target:
@@ -218,6 +228,7 @@ class ConjugateGradient(_Iterative):
             )
 
 
+@typed
 @dataclass(frozen=True)
 class LiSSA(_Iterative):
     """The Neumann recursion s ← a v + (I − aH_B)s on random batches B, averaged over repeats (Agarwal et al., 2017).
@@ -235,7 +246,7 @@ class LiSSA(_Iterative):
     batch: int
     repeats: int = 1
     step: float | None = None
-    seed: int = 0
+    seed: Seed = 0
 
     def iterates(self, curvature: Curvature[Penalised], vector: Tensor) -> Iterator[Tensor]:
         """Yield, after each step of the last repeat, the average over the repeats so far ``(P,)``."""
@@ -245,11 +256,12 @@ class LiSSA(_Iterative):
         n = len(curvature.objective.losses)
         if self.batch > n:
             raise ValueError(f"lissa: batch={self.batch} is larger than the {n} examples; lower it")
+        curvature.right_hand_side(vector)
         step = _safe_step("lissa", self.step, curvature, default=0.5)
         generator = torch.Generator().manual_seed(self.seed)
         finished = torch.zeros_like(vector)
         for repeat in range(1, self.repeats + 1):
-            estimate = step * check_finite(vector, "the right-hand side")
+            estimate = step * vector
             for depth in range(1, self.depth + 1):
                 if depth > 1:
                     index = torch.randperm(n, generator=generator)[: self.batch].to(vector.device)

@@ -1,6 +1,7 @@
 """Run the notebooks from top to bottom without a browser: ``python -m metasp_lite tour``."""
 
 import argparse
+import os
 import shutil
 import sys
 from collections.abc import Sequence
@@ -51,7 +52,7 @@ def _checked_out(asked: Path) -> Path:
     """
     if asked == Path():
         raise ValueError("--out . is the current folder; name one of its own for the copies and pages")
-    out, notebooks = asked.expanduser().resolve(), NOTEBOOKS_DIR.resolve()
+    out, notebooks = Path(os.path.expanduser(asked)).resolve(), NOTEBOOKS_DIR.resolve()
     if out.is_relative_to(notebooks) or notebooks.is_relative_to(out):
         raise ValueError(
             f"--out {asked} would put copies among or over the notebooks in {notebooks}; give another folder"

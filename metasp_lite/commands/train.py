@@ -75,7 +75,10 @@ class _List(argparse.Action):
         from metasp_lite.continual import presets
         from metasp_lite.continual.methods import METHODS
 
-        profile = settings.profile()
+        try:
+            profile = settings.profile()
+        except ValueError as error:
+            parser.error(str(error))
         print(f"streams (profile {profile}):")
         for name, preset in presets.STREAMS[profile].items():
             print(f"  {name}: {_shown(preset.stream)}; {_shown(preset.recipe)}; memory={preset.memory}")

@@ -55,7 +55,7 @@ def load_checkpoint(path: Path, identity: Mapping[str, object], device: torch.de
     except Exception as error:  # with a sum that is right, anything may have been put there
         raise ValueError(foreign) from error
     if version != _FORMAT:
-        raise ValueError(f"{path} has format {version}, this version reads {_FORMAT}; give another folder")
+        raise ValueError(f"{path} has format {version!r}, this version reads {_FORMAT}; give another folder")
     if not isinstance(there, dict):
         raise ValueError(foreign)
     require_same(path, there, identity)

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 IN_WORDS = {int: "a whole number", float: "a finite number", bool: "true or false", str: "a text"}
+_LARGEST = {int: 2**63 - 1, float: 3.4e38}  # what torch counts and computes with
 
 
 def types_of(kind: "type[DataclassInstance]") -> dict[str, object]:
@@ -35,3 +36,5 @@ def check_types(settings: "DataclassInstance") -> None:
         allowed = (int, float) if kind is float else (kind,)
         if type(value) not in allowed and not (value is None and optional):
             raise ValueError(f"{name}={value!r} must be {IN_WORDS[kind]}{' or none' if optional else ''}")
+        if kind in (int, float) and value is not None and _LARGEST[kind] < abs(value) < float("inf"):
+            raise ValueError(f"{name}={value} is too large; give at most {_LARGEST[kind]:.3g}")

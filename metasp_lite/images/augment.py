@@ -24,7 +24,16 @@ class Augmentation:
         """Take mean and deviation of each channel from uint8 ``images (N, C, H, W)``; exact, from their histogram.
 
         The deviation of a channel that is the same everywhere is taken to be 1, so that nothing is blown up.
+
+        Raises:
+            ValueError: for images that are none, or a ``padding`` that would shift them out of sight.
         """
+        if images.dim() != 4 or images.dtype != torch.uint8 or images.numel() == 0:
+            raise ValueError(f"images are {images.dtype} {tuple(images.shape)}; pass uint8 (N, C, H, W), at least one")
+        if not 0 <= padding < min(images.shape[2:]):
+            raise ValueError(
+                f"padding={padding} must be 0 or more, and below the images' {min(images.shape[2:])} pixels"
+            )
         levels = torch.arange(256, dtype=torch.float64)
         counts = torch.stack([torch.bincount(c.flatten(), minlength=256) for c in images.transpose(0, 1)]).cpu()
         share = counts.double() / counts.sum(dim=1, keepdim=True)

@@ -1,6 +1,7 @@
 """The idx format of MNIST and Fashion-MNIST: gzipped arrays of bytes."""
 
 import gzip
+import math
 import struct
 import zlib
 from pathlib import Path
@@ -26,8 +27,8 @@ def read_idx(path: Path, way_out: str) -> np.ndarray:
             data = bytearray(file.read())
     except _DAMAGE as error:
         raise ValueError(f"{path} is not a whole idx file of bytes ({error}); {way_out}") from error
-    if len(data) != np.prod(shape):
-        raise ValueError(f"{path} holds {len(data):,} bytes of data, its header says {np.prod(shape):,}; {way_out}")
+    if len(data) != math.prod(shape):
+        raise ValueError(f"{path} holds {len(data):,} bytes of data, its header says {math.prod(shape):,}; {way_out}")
     return np.frombuffer(data, np.uint8).reshape(shape)
 
 
@@ -50,4 +51,6 @@ def _read_shape(file: gzip.GzipFile) -> tuple[int, ...]:
         raise ValueError(
             f"its magic number is {zero:04x}{kind:02x}{dimensions:02x}, expected 000008 and the dimensions"
         )
+    if not 1 <= dimensions <= 3:
+        raise ValueError(f"its header says {dimensions} dimensions, expected 1 of labels or 3 of images")
     return struct.unpack(f">{dimensions}I", file.read(4 * dimensions))

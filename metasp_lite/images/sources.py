@@ -72,12 +72,12 @@ def load(
         raise ValueError(f"split={split!r} does not exist; pass one of: {', '.join(folder.SPLITS)}")
     if source is not None and source not in _LOADERS:
         raise ValueError(f"source={source!r} does not exist; pass one of: {', '.join(_LOADERS)}")
-    if size is not None and size < 1:
-        raise ValueError(f"size={size} is not a number of pixels; pass at least 1")
+    if size is not None and not 1 <= size < 2**16:
+        raise ValueError(f"size={size} is not a number of pixels; pass at least 1, and below 2**16")
     if isinstance(name, Path) or Path(name).name != name:
         if source not in (None, "folder"):
             raise ValueError(f"source={source!r} has no folder {name}; leave source out, or pass the name of a set")
-        return _load_tree(Path(name).expanduser(), split, size, _ANY, f"image folder {name}")
+        return _load_tree(Path(os.path.expanduser(name)), split, size, _ANY, f"image folder {name}")
     for kind in (source,) if source else _LOADERS:
         if (images := _LOADERS[kind](name, split, size)) is not None:
             if kind == "bundled" and source is None and (whole or settings.profile() == "full"):

@@ -11,6 +11,7 @@ from metasp_lite.calculus.losses import Examples, losses_at
 from metasp_lite.continual.buffer import Buffer
 from metasp_lite.continual.fields import check_types
 from metasp_lite.continual.learner import Batch, Learner, evaluating
+from metasp_lite.continual.streams import Stream
 from metasp_lite.influence.pseudo_update import SGDRule, momentum_of
 
 
@@ -40,6 +41,8 @@ class MemorySettings(MethodSettings):
         super().__post_init__()
         if self.memory < 1 or self.memory_batch < 1:
             raise ValueError(f"memory={self.memory} and memory_batch={self.memory_batch} must be at least 1")
+        if self.memory >= 2**31:
+            raise ValueError(f"memory={self.memory} must be below 2**31; no stream has so many examples")
 
 
 # A method only reads its settings: where any method will do, one with settings of its own does too (covariant).
@@ -59,6 +62,14 @@ class Method(Generic[_S_co]):
     def __init__(self, learner: Learner, settings: _S_co) -> None:
         """Prepare for the stream of ``learner``."""
         self.settings = settings
+
+    @classmethod
+    def check(cls, stream: Stream, settings: MethodSettings) -> None:
+        """Refuse a stream that the method cannot learn with these settings, before anything is written.
+
+        Raises:
+            ValueError: names the setting and what it has to be.
+        """
 
     def examples(self, learner: Learner) -> Tensor:
         """Return the training examples of the task that begins, as positions in the stream's images ``(n,)``."""

@@ -11,7 +11,8 @@ from torch import Tensor
 from metasp_lite.calculus.losses import check_finite
 from metasp_lite.continual.buffer import balanced_choice
 from metasp_lite.continual.learner import Batch, Learner
-from metasp_lite.continual.methods.base import M_co, MemorySettings, Rehearsal, plain_step
+from metasp_lite.continual.methods.base import M_co, MemorySettings, MethodSettings, Rehearsal, plain_step
+from metasp_lite.continual.streams import Stream
 
 _CHUNK = 2**16  # entries of each vector that are made float64 at a time: P may be large
 
@@ -40,15 +41,22 @@ class _TaskMemory(Rehearsal[M_co]):
         """Prepare an empty memory.
 
         Raises:
-            ValueError: when there are more tasks than places.
+            ValueError: as ``check``.
         """
+        self.check(learner.stream, settings)
         super().__init__(learner, settings)
         self.share = settings.memory // len(learner.stream.tasks)
-        if self.share < 1:
-            raise ValueError(
-                f"memory={settings.memory} has no place for each of {len(learner.stream.tasks)} tasks; "
-                f"give at least {len(learner.stream.tasks)}"
-            )
+
+    @classmethod
+    def check(cls, stream: Stream, settings: MethodSettings) -> None:
+        """Refuse fewer places than tasks.
+
+        Raises:
+            ValueError: when there are more tasks than places.
+        """
+        tasks = len(stream.tasks)
+        if isinstance(settings, MemorySettings) and settings.memory < tasks:
+            raise ValueError(f"memory={settings.memory} has no place for each of {tasks} tasks; give at least {tasks}")
 
     def end_task(self, learner: Learner) -> None:
         """Store the task's share."""
