@@ -50,7 +50,7 @@ def _checked_out(asked: Path) -> Path:
     """
     if asked == Path():
         raise ValueError("--out . is the current folder; name one of its own for the copies and pages")
-    out, notebooks = asked.expanduser().resolve(), NOTEBOOKS_DIR.resolve()
+    out, notebooks = settings.expanded(asked).resolve(), NOTEBOOKS_DIR.resolve()
     if out.is_relative_to(notebooks) or notebooks.is_relative_to(out):
         raise ValueError(
             f"--out {asked} would put copies among or over the notebooks in {notebooks}; give another folder"

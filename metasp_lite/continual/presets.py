@@ -4,7 +4,6 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from metasp_lite import settings
@@ -153,7 +152,7 @@ def _preset(name: str, profile: Profile) -> _Preset:
     known = STREAMS[profile]
     if name in known:
         return known[name]
-    path = Path(name).expanduser()
+    path = settings.expanded(name)
     folder = str(path.resolve()) if path.is_dir() else name  # absolute: the same run from wherever it goes on
     if path.is_dir() or (settings.data_dir() / name).is_dir():
         return dataclasses.replace(_FOLDERS[profile], stream=dataclasses.replace(_ANY_FOLDER, data=folder))
