@@ -15,12 +15,13 @@ IN_PARALLEL := env OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(IN_VENV) pytest -
 unexport MPLBACKEND
 
 .DEFAULT_GOAL := help
-.PHONY: help tour lab test test-newest lint notebooks bench setup
+.PHONY: help tour lab test test-faults test-newest lint notebooks bench setup
 
 help:
 	@echo "make tour       run every notebook without a browser and keep the results as HTML pages"
 	@echo "make lab        open the notebooks in JupyterLab"
 	@echo "make test       unit tests, every notebook against its stored outputs, lint"
+	@echo "make test-faults  kills, full disks and damaged files, 100 of each kind; FAULTS_TRIALS=..., FAULTS_SEED=..."
 	@echo "make test-newest  the same with the newest packages instead of those in constraints.txt, in .venv-newest"
 	@echo "make lint       ruff and mypy alone: rules, format, types"
 	@echo "make notebooks  run every notebook and store its outputs in it"
@@ -55,6 +56,10 @@ test: $(STAMP)
 	stage "lint: types" $(IN_VENV) mypy; \
 	if [ -n "$$failed" ]; then echo "FAILED: $${failed#, }" >&2; exit 1; fi; \
 	echo "all stages passed"
+
+# More of the trials of which `make test` has a few of each kind.
+test-faults: $(STAMP)
+	@FAULTS_TRIALS=$${FAULTS_TRIALS:-100} $(IN_PARALLEL) --dist worksteal tests/faults
 
 test-newest:
 	@rm -rf .venv-newest

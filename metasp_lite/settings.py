@@ -31,6 +31,14 @@ def profile() -> Profile:
     return value
 
 
+def expanded(path: str | Path) -> Path:
+    """Return a path with the home folder for ``~``; that of somebody unknown stays as it is, and is then not found.
+
+    ``Path.expanduser`` ends with a RuntimeError for ``~nobody``.
+    """
+    return Path(os.path.expanduser(path))
+
+
 def data_dir() -> Path:
     """Return the folder of the user's data sets: ``METASP_DATA``, or the project's ``data/`` where that is unset.
 
@@ -39,7 +47,7 @@ def data_dir() -> Path:
             installed without the project.
     """
     named = os.environ.get("METASP_DATA")
-    folder = Path(os.path.expanduser(named)) if named else PROJECT_DATA_DIR
+    folder = expanded(named) if named else PROJECT_DATA_DIR
     if not os.path.isdir(folder):  # Path.is_dir fails where the name is too long
         if named:
             raise FileNotFoundError(f"METASP_DATA={folder} is not a folder; create it or unset METASP_DATA")
@@ -56,7 +64,7 @@ def cache_dir() -> Path:
     (``XDG_CACHE_HOME``, on most systems ``~/.cache``).  It may not exist yet; it is safe to delete.
     """
     if named := os.environ.get("METASP_CACHE"):
-        return Path(os.path.expanduser(named)).absolute()
+        return expanded(named).absolute()
     own = PROJECT_DATA_DIR / "cache"
     if os.access(own if own.exists() else PROJECT_DATA_DIR, os.W_OK | os.X_OK):
         return own
@@ -67,7 +75,7 @@ def cache_dir() -> Path:
 def for_another_folder() -> dict[str, str]:
     """Return the variables of folders that are set, made absolute: for a process that starts elsewhere."""
     named = {name: os.environ.get(name) for name in _FOLDERS}
-    return {name: os.path.abspath(os.path.expanduser(folder)) for name, folder in named.items() if folder}
+    return {name: os.path.abspath(expanded(folder)) for name, folder in named.items() if folder}
 
 
 def device(asked: "torch.device | str | None" = None) -> "torch.device":

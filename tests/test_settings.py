@@ -1,9 +1,12 @@
 """Settings: what the environment says is obeyed, and what it cannot mean is refused with the way out."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
 from metasp_lite import settings
+from metasp_lite.continual import presets
 
 
 def test_profile_is_lite_where_nothing_is_set(monkeypatch):
@@ -101,3 +104,15 @@ def test_folders_are_made_absolute_for_a_process_that_starts_elsewhere(monkeypat
     monkeypatch.setenv("METASP_DATA", "sets")
     monkeypatch.setenv("METASP_CACHE", "")
     assert settings.for_another_folder() == {"METASP_DATA": str(tmp_path / "sets")}
+
+
+@pytest.mark.parametrize("named", ["~nobody-of-that-name", "~nobody-of-that-name/sets"])
+def test_the_home_of_somebody_unknown_is_a_folder_that_is_not_there(monkeypatch, named):
+    """``Path.expanduser`` would end with a RuntimeError, and so the command with a traceback."""
+    assert settings.expanded(named) == Path(named)
+    assert settings.expanded("~") == Path.home()
+    with pytest.raises(ValueError, match="there is no stream '~"):
+        presets.build(named, "er", 1)
+    monkeypatch.setenv("METASP_DATA", named)
+    with pytest.raises(FileNotFoundError, match=r"METASP_DATA=~nobody.* is not a folder"):
+        settings.data_dir()

@@ -1,7 +1,6 @@
 """Run the notebooks from top to bottom without a browser: ``python -m metasp_lite tour``."""
 
 import argparse
-import os
 import shutil
 import sys
 from collections.abc import Sequence
@@ -52,7 +51,7 @@ def _checked_out(asked: Path) -> Path:
     """
     if asked == Path():
         raise ValueError("--out . is the current folder; name one of its own for the copies and pages")
-    out, notebooks = Path(os.path.expanduser(asked)).resolve(), NOTEBOOKS_DIR.resolve()
+    out, notebooks = settings.expanded(asked).resolve(), NOTEBOOKS_DIR.resolve()
     if out.is_relative_to(notebooks) or notebooks.is_relative_to(out):
         raise ValueError(
             f"--out {asked} would put copies among or over the notebooks in {notebooks}; give another folder"

@@ -2,7 +2,6 @@
 
 import functools
 import itertools
-import os
 import shlex
 import threading
 import tomllib
@@ -84,7 +83,7 @@ def jobs(description: Mapping[str, object], out: Path, threads: int = 1) -> list
         used |= set(overrides)
         run = presets.build(stream, method, seed, profile=grid.profile, memory=memory, overrides=overrides)
         stored = [f"memory-{run.settings.memory}"] if isinstance(run.settings, MemorySettings) else []
-        name = "_".join([Path(os.path.expanduser(stream)).resolve().name, method, *stored, f"seed-{seed}"])
+        name = "_".join([settings.expanded(stream).resolve().name, method, *stored, f"seed-{seed}"])
         if name in result and result[name].run != run:
             raise ValueError(f"two different runs would be called {name}; give the folders of images different names")
         folder = out.absolute() / name

@@ -2,10 +2,8 @@
 
 import dataclasses
 import math
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from metasp_lite import settings
@@ -154,7 +152,7 @@ def _preset(name: str, profile: Profile) -> _Preset:
     known = STREAMS[profile]
     if name in known:
         return known[name]
-    path = Path(os.path.expanduser(name))  # Path.expanduser fails where there is no such user
+    path = settings.expanded(name)
     folder = str(path.resolve()) if path.is_dir() else name  # absolute: the same run from wherever it goes on
     if path.is_dir() or (settings.data_dir() / name).is_dir():
         return dataclasses.replace(_FOLDERS[profile], stream=dataclasses.replace(_ANY_FOLDER, data=folder))

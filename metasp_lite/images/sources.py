@@ -77,7 +77,7 @@ def load(
     if isinstance(name, Path) or Path(name).name != name:
         if source not in (None, "folder"):
             raise ValueError(f"source={source!r} has no folder {name}; leave source out, or pass the name of a set")
-        return _load_tree(Path(os.path.expanduser(name)), split, size, _ANY, f"image folder {name}")
+        return _load_tree(settings.expanded(name), split, size, _ANY, f"image folder {name}")
     for kind in (source,) if source else _LOADERS:
         if (images := _LOADERS[kind](name, split, size)) is not None:
             if kind == "bundled" and source is None and (whole or settings.profile() == "full"):

@@ -5,6 +5,7 @@ import gc
 import gzip
 import hashlib
 import http.server
+import os
 import threading
 
 import numpy as np
@@ -42,6 +43,15 @@ def make_tree(root, classes=("cat", "dog"), shape=(6, 5, 3), count=2):
             for i in range(count):
                 save(root / split / name / f"{i}.png", noise((len(split), label, i), *shape))
     return root
+
+
+def link_first(whole, root, *, train, test):
+    """Link the first images of each class of an image folder below ``root``; whoever takes no more gets the same."""
+    for split, count in (("train", train), ("test", test)):
+        for folder in (whole / split).iterdir():
+            (root / split / folder.name).mkdir(parents=True)
+            for name in sorted(os.listdir(folder))[:count]:
+                (root / split / folder.name / name).symlink_to(folder / name)
 
 
 def write_idx(path, array):

@@ -1,5 +1,6 @@
 """Run the program's command to its end, then the same with another folder, killed again and again at random moments."""
 
+import contextlib
 import os
 import random
 import shutil
@@ -20,8 +21,11 @@ def run_to_the_end(argv: list[str], draw: random.Random, longest: float) -> int:
     while True:
         child = os.fork()  # without the seconds that a new interpreter takes to import torch
         if child == 0:
+            os.setpgid(0, 0)  # a group of its own, with the workers that it starts
             os._exit(main(argv))
         time.sleep(draw.uniform(0, longest))
+        with contextlib.suppress(ProcessLookupError):  # it has not come so far
+            os.killpg(child, signal.SIGKILL)
         os.kill(child, signal.SIGKILL)
         _, status = os.waitpid(child, 0)
         code = os.waitstatus_to_exitcode(status)

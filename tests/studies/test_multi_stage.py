@@ -123,9 +123,9 @@ def test_the_study_of_tasks_scores_the_same_task_and_an_unrelated_one(monkeypatc
     ]  # fmt: skip
     assert {(s.first, s.skip, s.seed) for s in setups} == {((0, 5), 300, 1)}
     assert {(s.first_per_class, s.second_per_class) for s in setups} == {(300, 300)}
+    pretrained = TwoStages(setups[0]).pretrained()  # of both, as has just been seen
     for row, setup in zip(rows, setups, strict=True):
         problem = TwoStages(setup)
-        pretrained = problem.pretrained()
         scores = fixed_embedding(pretrained, problem.finetuned(pretrained.theta), problem.test, Exact())
         assert row["score"] == float(scores.abs().mean())
 

@@ -1,0 +1,175 @@
+"""Trials on whole commands: killed, two at once, on a full disk.
+
+A script, started once: it forks, which spares each trial the seconds that importing torch takes, and pytest's own
+process has too many threads for that.  ``forked_faults.py FOLDER SCRATCH kills=N pairs=N disks=N`` prints counts.
+"""
+
+import contextlib
+import io
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import torch
+
+from helpers.faults import SEED
+from helpers.kill_at_random import LEAST, run_to_the_end
+from helpers.tiny_stream import SAME, arguments_of
+from metasp_lite import results
+from metasp_lite.__main__ import main
+
+
+def what_counts(out: Path) -> dict[str, dict]:
+    """The results below a folder, without what differs from time to time."""
+    found = {path.parent.relative_to(out).as_posix(): results.read(path) for path in out.rglob("result.json")}
+    return {name: {key: result[key] for key in SAME} for name, result in found.items()}
+
+
+def leftovers(out: Path) -> list[Path]:
+    return [*out.rglob("*.part"), *out.rglob("checkpoint.pt")]
+
+
+def quietly(argv: list[str]) -> tuple[int, str]:
+    """Run a command here; return its status and what it said on stderr."""
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()) as said:
+        return main(argv), said.getvalue()
+
+
+def is_a_sentence(said: str) -> bool:
+    lines = said.strip().splitlines()
+    return len(lines) == 1 and lines[0].startswith("metasp_lite: ") and "Traceback" not in said
+
+
+def kills(command: list[str], scratch: Path, trials: int, draw: random.Random) -> Counter:
+    """Kill a command again and again at random moments until it ends: what it leaves is what it leaves unkilled."""
+    began = time.monotonic()
+    assert quietly([*command, "--out", str(scratch / "whole")])[0] == 0
+    seconds, counts = time.monotonic() - began, Counter(trials=trials, killed=0, lost=0, silent=0, traceback=0)
+    expected = what_counts(scratch / "whole")
+    for number in range(trials):
+        out, killed, longest = scratch / f"killed-{number}", 0, seconds / 4
+        while killed < LEAST:
+            shutil.rmtree(out, ignore_errors=True)
+            killed = run_to_the_end([*command, "--out", str(out)], draw, longest)
+            longest /= 2
+        found = what_counts(out)
+        counts["killed"] += killed
+        counts["lost"] += len(expected.keys() - found.keys()) + len(leftovers(out))
+        counts["silent"] += sum(found[name] != expected[name] for name in found)
+        shutil.rmtree(out)
+    shutil.rmtree(scratch / "whole")
+    return counts
+
+
+def started(argv: list[str], log: Path) -> int:
+    """Fork a command that writes what it says into a file."""
+    child = os.fork()
+    if child == 0:
+        status, said = quietly(argv)
+        log.write_text(said, encoding="utf-8")
+        os._exit(status)
+    return child
+
+
+def pairs(command: list[str], scratch: Path, trials: int, draw: random.Random) -> Counter:
+    """Start a command twice in one folder, at once or not: one trains, the other says so or finds it done."""
+    began = time.monotonic()
+    assert quietly([*command, "--out", str(scratch / "whole")])[0] == 0
+    seconds, counts = time.monotonic() - began, Counter(trials=trials, refused=0, lost=0, silent=0, traceback=0)
+    expected = what_counts(scratch / "whole")
+    for number in range(trials):
+        out, logs = scratch / f"pair-{number}", [scratch / "log-0", scratch / "log-1"]
+        children = []
+        for log in logs:
+            children.append(started([*command, "--out", str(out)], log))
+            time.sleep(draw.uniform(0, 1.2 * seconds) * draw.choice([0, 1]))
+        statuses = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+        said = [log.read_text(encoding="utf-8") if log.exists() else "" for log in logs]
+        refused = [text for status, text in zip(statuses, said, strict=True) if status]
+        counts["refused"] += len(refused)
+        counts["traceback"] += sum(
+            not (is_a_sentence(text) and "another process trains in" in text) for text in refused
+        )
+        counts["lost"] += (len(refused) == 2) + len(leftovers(out)) + (what_counts(out).keys() != expected.keys())
+        counts["silent"] += what_counts(out) != expected
+        shutil.rmtree(out)
+    shutil.rmtree(scratch / "whole")
+    return counts
+
+
+def disks(command: list[str], scratch: Path, trials: int, draw: random.Random) -> Counter:
+    """Run a command on a disk that gets full somewhere: it says so, and with room it goes on to the same result."""
+    small = scratch / "small"
+    small.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", str(small)], check=True)
+    assert quietly([*command, "--out", str(scratch / "whole")])[0] == 0
+    expected, counts = what_counts(scratch / "whole"), Counter(trials=trials, refused=0, lost=0, silent=0, traceback=0)
+    for _ in range(trials):
+        out, ballast = small / "out", small / "ballast"
+        free = draw.randint(0, 2 * 2**20)  # a checkpoint of the tiny run has about 0.3 MiB, and two are there at once
+        with contextlib.suppress(OSError), open(ballast, "wb", buffering=0) as file:
+            while True:
+                file.write(bytes(2**16))
+        os.truncate(ballast, max(ballast.stat().st_size - free, 0))
+        status, said = quietly([*command, "--out", str(out)])
+        if status:
+            counts["refused"] += 1
+            counts["traceback"] += not (is_a_sentence(said) and "No space left on device" in said)
+            counts["lost"] += len([*out.rglob("*.part")])
+        ballast.unlink()
+        again, _ = quietly([*command, "--out", str(out)])
+        counts["lost"] += again != 0 or len(leftovers(out))
+        counts["silent"] += what_counts(out) != expected
+        shutil.rmtree(out)
+    shutil.rmtree(scratch / "whole")
+    return counts
+
+
+def full_disk_of_results(scratch: Path, trials: int, draw: random.Random) -> Counter:
+    """Replace a stored result where the new one may not fit: then the old one stays, and nothing else is there."""
+    path, counts = scratch / "small" / "stored.json", Counter(trials=trials, refused=0, lost=0, silent=0, traceback=0)
+    for _ in range(trials):
+        results.write(path, {"old": True})
+        ballast, large = path.with_name("ballast"), {"new": "x" * draw.randint(1, 2**18)}
+        with contextlib.suppress(OSError), open(ballast, "wb", buffering=0) as file:
+            while True:
+                file.write(bytes(2**16))
+        os.truncate(ballast, max(ballast.stat().st_size - draw.randint(0, 2**18), 0))
+        try:
+            results.write(path, large)
+        except OSError:
+            counts["refused"] += 1
+            counts["silent"] += results.read(path).get("old") is not True
+        else:
+            counts["silent"] += results.read(path)["new"] != large["new"]
+        counts["lost"] += sorted(each.name for each in path.parent.iterdir()) != ["ballast", "stored.json"]
+        ballast.unlink()
+    path.unlink()
+    return counts
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    images, place, *asked = sys.argv[1:]
+    wanted = {name: int(count) for name, _, count in (word.partition("=") for word in asked)}
+    work, source = Path(place), random.Random(f"{SEED} commands")
+    train = [*arguments_of(Path(images), "metasp-rehsel", epochs=4), "--checkpoint-seconds", "0"]
+    grid = ["grid", str(work / "grid.toml"), "--checkpoint-seconds", "0", "--workers"]
+    ended: dict[str, Counter] = {}
+    if count := wanted.get("kills"):
+        ended["kills of a grid"] = kills([*grid, "1"], work, count, source)
+    if count := wanted.get("more_kills"):
+        ended["kills of a run"] = kills(train, work, count, source)
+        ended["kills of a grid on two processes"] = kills([*grid, "2"], work, max(count // 10, 1), source)
+    if count := wanted.get("pairs"):
+        ended["pairs"] = pairs(train, work, count, source)
+    if count := wanted.get("disks"):
+        ended["disks"] = disks(train, work, count, source)
+        ended["disks of results"] = full_disk_of_results(work, 10 * count, source)
+    print(json.dumps(ended))
