@@ -14,7 +14,8 @@ from torch.nn import functional as F
 from metasp_lite import networks
 from metasp_lite.calculus.curvature import Curvature
 from metasp_lite.calculus.labels import binary_cross_entropy
-from metasp_lite.calculus.losses import ExampleLosses, Objective, flatten_parameters
+from metasp_lite.calculus.losses import ExampleLosses, Objective
+from metasp_lite.calculus.parameters import flatten_parameters
 from metasp_lite.networks import (
     NETWORKS,
     TABLE_A,

@@ -16,7 +16,8 @@ from helpers.two_stages import SECOND, TEST, W, finetuned, pretrained
 
 from metasp_lite.calculus import solvers
 from metasp_lite.calculus.curvature import Curvature
-from metasp_lite.calculus.losses import ExampleLosses, Objective, flatten_parameters
+from metasp_lite.calculus.losses import ExampleLosses, Objective
+from metasp_lite.calculus.parameters import flatten_parameters
 from metasp_lite.influence.hessian import influence
 from metasp_lite.influence.metasp import metasp_step
 from metasp_lite.influence.pseudo_update import SGDRule, pseudo_update_influence

@@ -7,10 +7,41 @@ product pays nothing.
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
+
+
+class Losses(Protocol):
+    """The losses of n examples as a function of θ ``(P,)``."""
+
+    def __len__(self) -> int:
+        """Return n."""
+        ...
+
+    def __call__(self, theta: Tensor, index: Tensor | None = None) -> Tensor:
+        """Return the losses ``(n,)``, or ``(B,)`` of the examples in ``index (B,)``."""
+        ...
+
+
+@dataclass(frozen=True)
+class Part:
+    """Some of the losses, those of the examples in ``index (B,)``."""
+
+    losses: Losses
+    index: Tensor
+
+    def __len__(self) -> int:
+        """Return B."""
+        return len(self.index)
+
+    def __call__(self, theta: Tensor, index: Tensor | None = None) -> Tensor:
+        """Return the losses ``(B,)``, or some of these."""
+        return self.losses(theta, self.index if index is None else self.index[index])
+
 
 _Selected = Callable[[Tensor, Tensor], Tensor]  # θ (P,), index (B,) -> losses (B,)
 _FEW = 4  # examples that are looked at
@@ -115,22 +146,30 @@ def refuse_shared_layers(model: nn.Module) -> None:
 
 
 @contextmanager
-def buffers_stay(model: nn.Module) -> Iterator[None]:
-    """Refuse a model whose buffers an evaluation moves, so that it is another at the next; puts them back.
+def model_stays(model: nn.Module) -> Iterator[None]:
+    """Refuse a model whose buffers or frozen parameters an evaluation moves; puts them back.
 
     Raises:
         ValueError: when one has moved; names it.
     """
-    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    held = dict(model.named_buffers()) | {name: p for name, p in model.named_parameters() if not p.requires_grad}
+    before = {name: tensor.detach().clone() for name, tensor in held.items()}
+    versions = {name: tensor._version for name, tensor in held.items()}
     try:
         yield
     finally:
-        moved = [name for name, buffer in model.named_buffers() if not torch.equal(buffer, before[name])]
+        # Written to, and not with the same numbers; NaN stays NaN.
+        moved = [
+            name
+            for name, tensor in held.items()
+            if tensor._version != versions[name] and not torch.equal(tensor, before[name])
+        ]
         if moved:  # which explains what else may have been raised
             with torch.no_grad():
-                for name, buffer in model.named_buffers():
-                    buffer.copy_(before[name])
-            raise ValueError(f"buffer {moved[0]!r} moves at every call; call model.eval() first")
+                for name, tensor in held.items():
+                    tensor.copy_(before[name])
+            kind = "buffer" if moved[0] in dict(model.named_buffers()) else "the frozen parameter"
+            raise ValueError(f"{kind} {moved[0]!r} moves at every call; call model.eval() first")
 
 
 def can_be_looked_at(*tensors: Tensor) -> bool:
@@ -154,7 +193,7 @@ def evaluated(function: Callable[..., Tensor], theta: Tensor, *arguments: Tensor
         with warnings.catch_warnings():  # the call that follows the look gives them
             warnings.simplefilter("ignore")
             return function(theta, *arguments)
-    except (RuntimeError, LookupError, TypeError, ValueError) as error:
+    except (RuntimeError, LookupError, TypeError, ValueError, AssertionError) as error:
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise ValueError(
             f"the losses cannot be computed at θ of shape {tuple(theta.shape)} and {theta.dtype} ({reason[0]}); give "

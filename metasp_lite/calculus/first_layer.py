@@ -1,13 +1,15 @@
 """The dense Hessian of a network that begins with a wide linear layer, at the cost of the narrow rest.
 
-The fast path of ``Curvature.dense``; its slow twin is ``curvature._hessian_by_products``, one product a column.
+The fast path of ``Curvature.dense``, which compares it with one product; its slow twin is
+``second_order.hessian_by_products``, one product a column.
 """
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, grad, jvp
+from torch.func import grad, jvp
 
-from metasp_lite.calculus.losses import ExampleLosses, check_finite
+from metasp_lite.calculus.forward import outputs_at
+from metasp_lite.calculus.losses import ExampleLosses, check_finite, is_plain
 from metasp_lite.calculus.parameters import pieces
 
 
@@ -18,7 +20,9 @@ def first_linear(losses: ExampleLosses) -> int | None:
     share parameters or some are frozen, or where the layer acts on many vectors of one example.
     """
     model = losses.model
-    if type(model) is not nn.Sequential or any(m._forward_hooks or m._forward_pre_hooks for m in model.modules()):
+    if not is_plain(losses) or type(model) is not nn.Sequential:
+        return None
+    if any(module._forward_hooks or module._forward_pre_hooks for module in model.modules()):
         return None
     parameters = list(model.parameters())
     if len(list(model.named_parameters(remove_duplicate=False))) > len(parameters):
@@ -27,6 +31,8 @@ def first_linear(losses: ExampleLosses) -> int | None:
         return None
     place = next((i for i, module in enumerate(model) if type(module) is not nn.Flatten), None)
     if place is None or type(model[place]) is not nn.Linear or (place == 0 and losses.inputs.dim() != 2):
+        return None
+    if set(dict(model[place].named_parameters())) - {"weight", "bias"}:
         return None
     return place if all((layer.start_dim, layer.end_dim) == (1, -1) for layer in model[:place]) else None
 
@@ -53,7 +59,7 @@ def hessian_by_first_layer(losses: ExampleLosses, theta: Tensor, first: int) -> 
     z = x @ weight.T + (theta[layer.weight.numel() : wide] if layer.bias is not None else 0.0)
 
     def phi(z: Tensor, psi: Tensor) -> Tensor:
-        outputs = functional_call(head, pieces(psi, shapes), (z.clone(),))  # a copy, for layers that act in place
+        outputs = outputs_at(head, pieces(psi, shapes), z.clone())  # a copy, for layers that act in place
         return losses.loss(outputs, losses.labels).sum() / n
 
     def column(dz: Tensor, dpsi: Tensor) -> tuple[Tensor, Tensor]:

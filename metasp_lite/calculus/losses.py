@@ -8,36 +8,26 @@ from typing import Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, grad, jvp, vmap
+from torch.func import grad, jvp, vmap
 
 from metasp_lite.calculus.checks import (
-    buffers_stay,
+    Losses,
     can_be_looked_at,
     evaluated,
+    model_stays,
     no_random_numbers,
     refuse_mixing_layers,
     refuse_shared_layers,
     require_example_losses,
     require_one_each,
 )
+from metasp_lite.calculus.forward import has_no_rule, outputs_at, plain_gradient
 from metasp_lite.calculus.labels import LossFunction, cross_entropy, require_labels
 from metasp_lite.calculus.parameters import pieces, require_theta, require_vector, trained_shapes
 from metasp_lite.doors import typed
 
 Examples = tuple[Tensor, Tensor]  # inputs (n, …) and labels (n,)
 ScalarLoss = Callable[[Tensor], Tensor]  # θ (P,) -> ()
-
-
-class Losses(Protocol):
-    """The losses of n examples as a function of θ ``(P,)``."""
-
-    def __len__(self) -> int:
-        """Return n."""
-        ...
-
-    def __call__(self, theta: Tensor, index: Tensor | None = None) -> Tensor:
-        """Return the losses ``(n,)``, or ``(B,)`` of the examples in ``index (B,)``."""
-        ...
 
 
 class Penalised(Protocol):
@@ -59,20 +49,9 @@ class Penalised(Protocol):
 
 
 with warnings.catch_warnings():
-    # On its first forward-mode derivative torch scripts its own rules and warns that scripting is deprecated, which
-    # no caller can change.  The first one is taken here, so that the warning stays here too.
+    # On its first forward-mode derivative torch scripts its own rules and warns that this is deprecated; taken here.
     warnings.simplefilter("ignore", FutureWarning)
     jvp(torch.sin, (torch.zeros(1),), (torch.ones(1),))
-
-
-@typed
-def flatten_parameters(model: nn.Module) -> Tensor:
-    """Return a copy of all trained parameters as one vector θ ``(P,)``, in the order of ``model.parameters()``.
-
-    Raises:
-        ValueError: when none is trained.
-    """
-    return torch.cat([model.get_parameter(name).detach().flatten() for name in trained_shapes(model)])
 
 
 def check_finite(values: Tensor, what: str) -> Tensor:
@@ -142,17 +121,28 @@ class ExampleLosses:
             ValueError: when they are not, or when θ or a label is none of this model's.
         """
         self.unflatten(theta)
-        with torch.no_grad(), buffers_stay(self.model), no_random_numbers(theta.device):
-            require_labels(self.labels, self.loss, evaluated(self._outputs, theta, self.inputs[:1]))
-            require_example_losses(self._at, len(self), theta)
+        first, probe = torch.tensor([0], device=theta.device), theta.detach().clone()
+        with torch.no_grad(), model_stays(self.model), no_random_numbers(theta.device):
+            require_labels(self.labels, self.loss, evaluated(self.outputs, probe, first))
+            require_example_losses(self._at, len(self), probe)
+        if not torch.allclose(probe, theta, rtol=0, atol=0, equal_nan=True):
+            raise ValueError(
+                "the model writes into its parameters at every call (max_norm of an embedding?): the losses are those "
+                "of another θ; take that out of its forward pass"
+            )
         self._seen = True
 
-    def _outputs(self, theta: Tensor, inputs: Tensor) -> Tensor:
-        return functional_call(self.model, self.unflatten(theta), (inputs,))
+    def outputs(self, theta: Tensor, index: Tensor | None = None) -> Tensor:
+        """Return the network's outputs at θ ``(n, …)``, or of the examples in ``index (B,)``."""
+        return outputs_at(self.model, self.unflatten(theta), self.inputs if index is None else self.inputs[index])
 
     def _at(self, theta: Tensor, index: Tensor | None = None) -> Tensor:
-        inputs, labels = (self.inputs, self.labels) if index is None else (self.inputs[index], self.labels[index])
-        return self.loss(self._outputs(theta, inputs), labels)
+        return self.loss(self.outputs(theta, index), self.labels if index is None else self.labels[index])
+
+
+def is_plain(losses: ExampleLosses) -> bool:
+    """Whether these are the loss of outputs and labels; a subclass may make them something else."""
+    return all(getattr(type(losses), name) is getattr(ExampleLosses, name) for name in ("__call__", "_at", "outputs"))
 
 
 @typed
@@ -212,7 +202,7 @@ def losses_at(
         ValueError: when a label does not exist, or the losses are not one for each example.
     """
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    outputs = functional_call(model, {**parameters, **buffers}, (examples[0],))
+    outputs = outputs_at(model, {**parameters, **buffers}, examples[0])
     require_labels(examples[1], loss, outputs)
     return require_one_each(loss(outputs, examples[1]), len(examples[1])), buffers
 
@@ -244,7 +234,7 @@ def gradient(objective: ScalarLoss, theta: Tensor) -> Tensor:
     """∇J(θ) ``(P,)`` of a scalar function of θ.
 
     Raises:
-        ValueError: when θ is not a floating-point vector, or the function does not return one floating-point number.
+        ValueError: when θ is not a vector of float32 or float64, or the function does not return one such number.
     """
     require_theta(theta)
 
@@ -258,14 +248,19 @@ def gradient(objective: ScalarLoss, theta: Tensor) -> Tensor:
 
     if isinstance(objective, Objective):
         require_losses(objective.losses, theta)
-    return grad(scalar)(theta)
+    try:
+        return grad(scalar)(theta).clone()
+    except RuntimeError as error:
+        if not has_no_rule(error):
+            raise
+        return plain_gradient(scalar, theta)
 
 
 @typed
 def per_example_gradients(losses: Losses, theta: Tensor) -> Tensor:
     """∇L(θ), the Jacobian of the loss vector, ``(n, P)``: row i is the gradient of ℓ(x_i, θ).
 
-    All at once by vmap, or one by one where it has no rule (an LSTM).
+    All at once by vmap, or one by one where it has no rule (an LSTM); any other error is passed on.
 
     Raises:
         ValueError: when the losses are not one for each example.
@@ -277,18 +272,32 @@ def per_example_gradients(losses: Losses, theta: Tensor) -> Tensor:
 
     every = torch.arange(len(losses), device=theta.device)
     try:
-        return vmap(one)(every)
-    except RuntimeError:
-        return torch.stack([one(index) for index in every])
+        return vmap(one)(every).contiguous()
+    except RuntimeError as error:
+        if not has_no_rule(error):
+            raise
+        return torch.stack([_gradient_alone(losses, theta, index) for index in every])
 
 
 @typed
 def loss_directional_derivatives(losses: Losses, theta: Tensor, direction: Tensor) -> Tensor:
     """∇L(θ)·u ``(n,)`` for a direction u ``(P,)``: one forward-mode pass, no gradient of any single example.
 
+    Where something in the losses has no forward mode, by one gradient after the other.
+
     Raises:
         ValueError: when the losses are not one for each example, or when u is not like θ.
     """
     require_losses(losses, theta)
     require_vector(direction, theta, "the direction")
-    return require_one_each(jvp(losses, (theta,), (direction,))[1], len(losses))
+    try:
+        return require_one_each(jvp(losses, (theta,), (direction,))[1], len(losses)).clone()
+    except RuntimeError as error:
+        if not has_no_rule(error):
+            raise
+        every = torch.arange(len(losses), device=theta.device)
+        return torch.stack([_gradient_alone(losses, theta, index) @ direction for index in every])
+
+
+def _gradient_alone(losses: Losses, theta: Tensor, index: Tensor) -> Tensor:
+    return plain_gradient(lambda theta: losses(theta, index.unsqueeze(0)).squeeze(0), theta)

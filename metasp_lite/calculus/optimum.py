@@ -1,5 +1,8 @@
 """Training to a true optimum: influence is defined at a stationary point, so the course has to reach one."""
 
+import math
+from collections import deque
+
 import torch
 from torch import Tensor
 
@@ -30,12 +33,15 @@ def minimise(
     may miss one of −λmax/10,000; ``Curvature.cholesky``, and so every exact influence, misses none.
 
     Raises:
-        ValueError: when the losses are not one for each example and a function of θ and that example alone.
+        ValueError: for a tolerance that is not a finite number above 0, or when the losses are not one for each example
+            and a function of θ and that example alone.
         NegativeCurvatureError: when L-BFGS left off where J is not convex, or training ended at a saddle and a hundred
             products saw it.
         NotConvergedError: when ‖∇J‖ stays above ``tolerance``; names what was reached.
         FloatingPointError: when J or its gradient is NaN or infinite.
     """
+    if not (math.isfinite(tolerance) and tolerance > 0):
+        raise ValueError(f"tolerance={tolerance} must be a finite number above 0")
     require_losses(objective.losses, theta)
     theta = lbfgs(objective, adam(objective, theta, adam_steps), lbfgs_steps)
     for _ in range(newton_steps):
@@ -111,7 +117,7 @@ def _require_minimum(curvature: Curvature[Penalised]) -> Tensor:
     theta = curvature.theta
     probe = torch.randn(len(theta), generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(theta)
     try:
-        ConjugateGradient(100)(curvature, probe)
+        deque(ConjugateGradient(100).iterates(curvature, probe), maxlen=0)
     except NegativeCurvatureError as found:
         # Rounding is eps times the largest |λ|, which P times the probe's curvature is well above but for an unlucky H.
         trace = len(theta) * (probe @ (curvature @ probe) / (probe @ probe)).abs().item()

@@ -5,6 +5,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from metasp_lite.doors import typed
+
 
 def trained_shapes(model: nn.Module) -> dict[str, torch.Size]:
     """Return the shapes of the parameters that are trained (``requires_grad``), by name, in the model's order.
@@ -23,6 +25,16 @@ def number_of_trained(model: nn.Module) -> int:
     return sum(shape.numel() for shape in trained_shapes(model).values())
 
 
+@typed
+def flatten_parameters(model: nn.Module) -> Tensor:
+    """Return a copy of all trained parameters as one vector θ ``(P,)``, in the order of ``model.parameters()``.
+
+    Raises:
+        ValueError: when none is trained.
+    """
+    return torch.cat([model.get_parameter(name).detach().flatten() for name in trained_shapes(model)])
+
+
 def pieces(theta: Tensor, shapes: Mapping[str, torch.Size]) -> dict[str, Tensor]:
     """Return the views of θ ``(P,)`` of these shapes, one after the other, by name.
 
@@ -39,11 +51,18 @@ def pieces(theta: Tensor, shapes: Mapping[str, torch.Size]) -> dict[str, Tensor]
 
 
 def require_theta(theta: Tensor) -> None:
-    """Do nothing for a floating-point vector.
+    """Do nothing for a vector of float32 or float64.
 
     Raises:
-        ValueError: for anything else.
+        ValueError: for anything else; derivatives of second order do not survive half precision.
     """
+    if not isinstance(theta, Tensor):
+        raise ValueError(f"θ is a {type(theta).__name__}: give a tensor (P,), such as flatten_parameters does")
+    if theta.dtype in (torch.float16, torch.bfloat16):
+        raise ValueError(
+            f"θ is {theta.dtype}, too coarse for an influence: turn the network and its inputs into float32 "
+            "(.float()) or float64 (.double())"
+        )
     if theta.dim() != 1 or not theta.is_floating_point():
         raise ValueError(
             f"θ has the shape {tuple(theta.shape)} and {theta.dtype}: give a floating-point vector (P,), such as "
@@ -51,16 +70,24 @@ def require_theta(theta: Tensor) -> None:
         )
 
 
-def require_vector(vector: Tensor, theta: Tensor, what: str) -> Tensor:
+def require_vector(vector: Tensor, theta: Tensor, what: str, *, columns: bool = False) -> Tensor:
     """Return ``vector`` unchanged.
 
     Raises:
-        ValueError: when it has not the shape and dtype of θ ``(P,)``; names ``what``.
+        ValueError: when it has not the shape, dtype and device of θ ``(P,)``; names ``what``.  With ``columns`` it may
+            also be ``(P, K)``.
     """
-    if vector.shape != theta.shape or vector.dtype != theta.dtype:
+    if not isinstance(vector, Tensor):
+        raise ValueError(f"{what} is a {type(vector).__name__}: give a tensor {tuple(theta.shape)}")
+    fits = vector.shape == theta.shape or (columns and vector.dim() == 2 and len(vector) == len(theta))
+    if not fits or vector.dtype != theta.dtype or vector.device != theta.device:
+        found, wanted = (
+            f"{tensor.dtype}" + (f" on {tensor.device}" if vector.device != theta.device else "")
+            for tensor in (vector, theta)
+        )
         raise ValueError(
-            f"{what} has the shape {tuple(vector.shape)} and {vector.dtype}: give {tuple(theta.shape)} and "
-            f"{theta.dtype}, those of θ"
+            f"{what} has the shape {tuple(vector.shape)} and {found}: give {tuple(theta.shape)} and "
+            f"{wanted}, those of θ"
         )
     return vector
 

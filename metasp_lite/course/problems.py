@@ -9,7 +9,8 @@ from torch.nn import functional as F
 
 from metasp_lite import settings
 from metasp_lite.calculus.labels import binary_cross_entropy
-from metasp_lite.calculus.losses import ExampleLosses, Examples, Objective, flatten_parameters
+from metasp_lite.calculus.losses import ExampleLosses, Examples, Objective
+from metasp_lite.calculus.parameters import flatten_parameters
 from metasp_lite.images import sets, sources
 from metasp_lite.networks import logistic_regression, toy_mlp
 

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from metasp_lite import settings
 from metasp_lite.calculus.curvature import Curvature
-from metasp_lite.calculus.losses import ExampleLosses, Objective, flatten_parameters
+from metasp_lite.calculus.losses import ExampleLosses, Objective
 from metasp_lite.calculus.optimum import minimise
+from metasp_lite.calculus.parameters import flatten_parameters
 from metasp_lite.images import sets, sources
 from metasp_lite.networks import TABLE_A, two_stage
 from metasp_lite.stages.fixed import embedding_size, head_objective

@@ -4,8 +4,10 @@ Sign everywhere: influence is d(validation loss)/d(example weight).  **Negative 
 lowers the validation loss.  (The MetaSP paper's prose calls such an example "positive".)
 """
 
+import torch
 from torch import Tensor
 
+from metasp_lite.calculus.checks import Part
 from metasp_lite.calculus.curvature import Curvature
 from metasp_lite.calculus.losses import (
     Losses,
@@ -23,7 +25,8 @@ def influence(losses: Losses, validation: ScalarLoss, curvature: Curvature[Penal
     """Influence of each example on the validation loss, I(V, B) = −∇L H⁻¹ ∇ℓ(V); returns (B,).
 
     ``losses`` are those of the examples to score (the training examples, or a batch of them), ``curvature`` is taken
-    at the optimum of the training objective.  One solve for all examples, then one forward-mode pass.
+    at the optimum of the training objective.  One solve for all examples, then one forward-mode pass, over as many
+    examples at a time as the curvature takes (``batch_size``).
     Leaving example i out of the n that were trained on changes the validation loss by −I_i/n, to first order.
 
     Raises:
@@ -32,4 +35,10 @@ def influence(losses: Losses, validation: ScalarLoss, curvature: Curvature[Penal
     """
     require_losses(losses, curvature.theta)  # before the solve
     solution = solver(curvature, gradient(validation, curvature.theta))
-    return -check_finite(loss_directional_derivatives(losses, curvature.theta, solution), "an influence")
+    theta, n = curvature.theta, len(losses)
+    parts = torch.arange(n, device=theta.device).split(curvature.batch_size or n)
+    derivatives = [
+        loss_directional_derivatives(losses if len(index) == n else Part(losses, index), theta, solution)
+        for index in parts
+    ]
+    return -check_finite(torch.cat(derivatives), "an influence")

@@ -77,7 +77,7 @@ def require_examples(examples: Tensor, curvature: Curvature[Penalised], n: int |
         )
     if len(examples) == 0 or int(examples.min()) < 0 or int(examples.max()) >= n:
         raise ValueError(f"examples must be at least one index between 0 and {n - 1}, got {examples.tolist()}")
-    return examples.to(curvature.theta.device, torch.int64)
+    return examples.to(curvature.theta.device, torch.int64, copy=True)
 
 
 def minimise_all(
@@ -106,7 +106,7 @@ def minimise_all(
     """
     if curvature.damping:
         raise ValueError(f"damping={curvature.damping}: give the undamped curvature, retraining knows no damping")
-    _ = curvature.cholesky  # raises here even where nothing pulls θ̂ away from a saddle
+    curvature.solve(torch.zeros_like(curvature.theta))  # raises here even where nothing pulls θ̂ away from a saddle
     points, open_ = curvature.theta.repeat(len(varied), 1), torch.arange(len(varied), device=varied.device)
 
     def newton(at: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -18,14 +18,14 @@ The sign is that of ``influence``: **negative helps**, and leaving z out of the 
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.nn import functional as F
 
+from metasp_lite.calculus.checks import Part
 from metasp_lite.calculus.curvature import Curvature, NegativeCurvatureError
+from metasp_lite.calculus.forward import outputs_at
 from metasp_lite.calculus.losses import (
     ExampleLosses,
     Losses,
@@ -107,7 +107,7 @@ def head_objective(finetuning: Objective[ExampleLosses], embedding: Tensor) -> O
     """
     losses = finetuning.losses
     body, head = (losses.model.get_submodule(part) for part in ("embedding", "head"))
-    features = functional_call(body, pieces(embedding, trained_shapes(body)), (losses.inputs,))
+    features = outputs_at(body, pieces(embedding, trained_shapes(body)), losses.inputs)
     return Objective(ExampleLosses(head, features, losses.labels, losses.loss), finetuning.l2)
 
 
@@ -173,26 +173,12 @@ def directional_derivatives(losses: Losses, theta: Tensor, directions: Tensor, b
         batch = max(1, min(batch, 50_000_000 // len(theta)))
     pieces = []
     for index in torch.arange(len(losses), device=theta.device).split(batch):
-        part = _Part(losses, index)
+        part = Part(losses, index)
         if len(directions) <= 2:
             pieces.append(torch.stack([loss_directional_derivatives(part, theta, u) for u in directions]))
         else:
             pieces.append(directions @ per_example_gradients(part, theta).T)
     return check_finite(torch.cat(pieces, dim=1), "an influence")
-
-
-@dataclass(frozen=True)
-class _Part:
-    """Some of the losses."""
-
-    losses: Losses
-    index: Tensor
-
-    def __len__(self) -> int:
-        return len(self.index)
-
-    def __call__(self, theta: Tensor, index: Tensor | None = None) -> Tensor:
-        return self.losses(theta, self.index if index is None else self.index[index])
 
 
 def fixed_embedding(

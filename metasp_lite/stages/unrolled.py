@@ -57,6 +57,7 @@ class ShortRun(Generic[_State]):
 
     def __call__(self, theta: Tensor) -> Tensor:
         """Run from θ ``(P,)`` to θ_T ``(P,)``."""
+        theta = theta.clone()  # a run of no steps ends where it began, not in the caller's storage
         state: _State | None = None
         for index in self.batches:
             theta, state = self.rule.step(theta, state, self._gradient(theta, index))

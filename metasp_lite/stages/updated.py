@@ -39,6 +39,7 @@ class ProximalObjective:
         w = embedding_size(self.losses.model)
         if self.center.shape != (w,):
             raise ValueError(f"the center has the shape {tuple(self.center.shape)}; give the embedding W* ({w},)")
+        object.__setattr__(self, "center", self.center.clone())  # what moves the caller's leaves this one
 
     def __call__(self, theta: Tensor, index: Tensor | None = None) -> Tensor:
         """Return the scalar at [W; Θ]; with ``index (B,)`` the mean loss runs over those examples only."""

@@ -15,11 +15,11 @@ from metasp_lite.calculus.losses import (
     ExampleLosses,
     Objective,
     cross_entropy,
-    flatten_parameters,
     gradient,
     loss_directional_derivatives,
     per_example_gradients,
 )
+from metasp_lite.calculus.parameters import flatten_parameters
 from metasp_lite.calculus.solvers import Identity
 from metasp_lite.influence import influence, metasp_gradient, pseudo_update_influence
 

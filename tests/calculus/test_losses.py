@@ -19,12 +19,12 @@ from metasp_lite.calculus.losses import (
     SingleLoss,
     check_finite,
     cross_entropy,
-    flatten_parameters,
     gradient,
     loss_directional_derivatives,
     losses_at,
     per_example_gradients,
 )
+from metasp_lite.calculus.parameters import flatten_parameters
 
 
 @EVERY_MODEL

@@ -11,8 +11,9 @@ from sklearn.linear_model import Ridge as ScikitRidge
 from torch import nn
 
 from metasp_lite.calculus.curvature import NegativeCurvatureError
-from metasp_lite.calculus.losses import ExampleLosses, Objective, flatten_parameters, gradient
+from metasp_lite.calculus.losses import ExampleLosses, Objective, gradient
 from metasp_lite.calculus.optimum import adam, minimise
+from metasp_lite.calculus.parameters import flatten_parameters
 
 # J is λ-strongly convex in the convex problems: ‖θ − θ̂‖ ≤ ‖∇J‖/λ.
 REACHED = 1e-10

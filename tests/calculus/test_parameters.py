@@ -8,8 +8,8 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from metasp_lite.calculus import Curvature, minimise
-from metasp_lite.calculus.losses import ExampleLosses, Objective, flatten_parameters, per_example_gradients
-from metasp_lite.calculus.parameters import number_of_trained
+from metasp_lite.calculus.losses import ExampleLosses, Objective, per_example_gradients
+from metasp_lite.calculus.parameters import flatten_parameters, number_of_trained
 from metasp_lite.calculus.solvers import Exact
 from metasp_lite.influence import influence, leave_one_out, pseudo_update_influence
 

@@ -5,8 +5,8 @@ import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
 
-from metasp_lite.calculus.losses import flatten_parameters
 from metasp_lite.calculus.optimum import minimise
+from metasp_lite.calculus.parameters import flatten_parameters
 from metasp_lite.course import problems
 from metasp_lite.images import sources
 

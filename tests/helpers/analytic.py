@@ -11,12 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from metasp_lite.calculus.labels import binary_cross_entropy
-from metasp_lite.calculus.losses import (
-    ExampleLosses,
-    Objective,
-    cross_entropy,
-    flatten_parameters,
-)
+from metasp_lite.calculus.losses import ExampleLosses, Objective, cross_entropy
+from metasp_lite.calculus.parameters import flatten_parameters
 from metasp_lite.networks import logistic_regression, toy_mlp
 
 

@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from helpers.analytic import logistic, mlp, randn
-from metasp_lite.calculus.losses import ExampleLosses, Objective, flatten_parameters
+from metasp_lite.calculus.losses import ExampleLosses, Objective
+from metasp_lite.calculus.parameters import flatten_parameters
 
 ROUNDING = 1e-12
 

@@ -29,7 +29,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from metasp_lite.calculus.curvature import Curvature, NegativeCurvatureError
-from metasp_lite.calculus.losses import ExampleLosses, Objective, SingleLoss, flatten_parameters, gradient
+from metasp_lite.calculus.losses import ExampleLosses, Objective, SingleLoss, gradient
+from metasp_lite.calculus.parameters import flatten_parameters
 from metasp_lite.calculus.solvers import ConjugateGradient, Exact, Identity, LiSSA, Neumann, OuterProduct
 from metasp_lite.networks import TABLE_A, two_stage
 from metasp_lite.stages import fixed

@@ -9,7 +9,8 @@ from helpers.two_stages import SECOND, TARGET, THETA, W, curvatures, finetuned, 
 from torch import nn
 from torch.nn import functional as F
 
-from metasp_lite.calculus.losses import ExampleLosses, Objective, SingleLoss, flatten_parameters
+from metasp_lite.calculus.losses import ExampleLosses, Objective, SingleLoss
+from metasp_lite.calculus.parameters import flatten_parameters
 from metasp_lite.calculus.solvers import Exact
 from metasp_lite.influence.pseudo_update import SGDRule
 from metasp_lite.stages.fixed import pretraining_influence
