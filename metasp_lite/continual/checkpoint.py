@@ -50,14 +50,15 @@ def load_checkpoint(path: Path, identity: Mapping[str, object], device: torch.de
         raise ValueError(f"{path} is damaged, or no checkpoint of this program; {_AGAIN}")
     try:
         stored = torch.load(io.BytesIO(body), weights_only=True, map_location=device)
-        version, there, state = stored["format"], stored.get("identity"), stored.get("state")
+        version, there, state = stored["format"], stored.get("identity", "null"), stored.get("state")
+        there = json.loads(there)
     except Exception as error:  # torch, zip and pickle have many for what is no file of theirs
         raise ValueError(f"{path} is no checkpoint of this program; {_AGAIN}") from error
     if version != _FORMAT:
         raise ValueError(f"{path} has format {version!r}, this version reads {_FORMAT}; give another folder")
-    if not (isinstance(there, str) and isinstance(state, dict)):
+    if not (isinstance(there, dict) and isinstance(state, dict)):
         raise ValueError(f"{path} is no checkpoint of this program; {_AGAIN}")
-    require_same(path, json.loads(there), identity)
+    require_same(path, there, identity)
     return state
 
 

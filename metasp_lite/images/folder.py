@@ -199,6 +199,9 @@ def decode(path: Path, decoding: Decoding) -> np.ndarray:
             whose pixels are not what a viewer shows; the message names the file and the way out.
     """
     with _opened(path) as file:
+        if file.format == "PNG":
+            with _opened(path) as again:
+                again.verify()  # the sums of its chunks, which decoding does not look at
         deep = _is_deep(file)
         file.load()  # all pixels: a truncated file fails here
         odd = _unlike_its_looks(file, deep)
