@@ -33,6 +33,10 @@ _WORDS: dict[Any, str] = {
 }
 
 
+class WrongTypeError(TypeError, ValueError):
+    """An argument of another type than its function declares."""
+
+
 @dataclass(frozen=True)
 class _Range:
     """What a number must be besides a number."""
@@ -45,6 +49,7 @@ Count = Annotated[int, _Range(lambda value: value >= 1, "at least 1")]
 Whole = Annotated[int, _Range(lambda value: value >= 0, "at least 0")]
 Seed = Annotated[int, _Range(lambda value: 0 <= value < 2**63, "at least 0 and below 2**63")]
 Positive = Annotated[float, _Range(lambda value: 0 < value < math.inf, "positive and finite")]
+Nonnegative = Annotated[float, _Range(lambda value: 0 <= value < math.inf, "finite and at least 0")]
 
 
 def typed(function: _F) -> _F:
@@ -54,13 +59,15 @@ def typed(function: _F) -> _F:
     inside, sequences and mappings; all other annotations are for mypy.
 
     Raises:
-        TypeError: from the call, for an argument of another type; names it, its value and what it must be.
+        WrongTypeError: from the call, for an argument of another type; names it, its value and what it must be.
         ValueError: from the call, for a number that is not in the range, or not whole where it has to be.
     """
     if inspect.isclass(function):
         setattr(function, "__init__", typed(function.__init__))  # noqa: B010 — mypy lets no method be assigned
         return function
-    names = list(inspect.signature(function).parameters)
+    parameters = inspect.signature(function).parameters.values()
+    names = [each.name for each in parameters if each.kind is not each.VAR_POSITIONAL]
+    ordered = [each.name for each in parameters if each.kind in (each.POSITIONAL_ONLY, each.POSITIONAL_OR_KEYWORD)]
 
     @functools.cache
     def wanted() -> dict[str, tuple[_Test, str]]:  # at the first call: some annotations name what comes later in a file
@@ -71,14 +78,14 @@ def typed(function: _F) -> _F:
     @functools.wraps(function)
     def checked(*arguments: Any, **named: Any) -> Any:
         tests = wanted()
-        many = min(len(names), len(arguments))  # a wrong number Python itself refuses
-        for name, value in (*zip(names[:many], arguments[:many], strict=True), *named.items()):
+        many = min(len(ordered), len(arguments))  # a wrong number Python itself refuses
+        for name, value in (*zip(ordered[:many], arguments[:many], strict=True), *named.items()):
             if name in tests and not tests[name][0](value):
                 where = function.__qualname__.removesuffix(".__init__").removesuffix(".__call__")
                 sentence = f"{where}: {name}={_shown(value)} must be {tests[name][1]}"
                 if isinstance(value, int | float) and type(value) is not bool:
                     raise ValueError(sentence)
-                raise TypeError(sentence)
+                raise WrongTypeError(sentence)
         return function(*arguments, **named)
 
     return typing.cast(_F, checked)
@@ -103,7 +110,7 @@ def _test_of(hint: Any) -> tuple[_Test, str] | None:
         test, words = known
         return (
             lambda value: test(value) and all(each.test(value) for each in ranges),
-            " of ".join([words, *(each.words for each in ranges)]),
+            ", ".join([words, *(each.words for each in ranges)]),
         )
     if origin in (types.UnionType, typing.Union):
         options = [_test_of(option) for option in typing.get_args(hint)]
@@ -111,17 +118,21 @@ def _test_of(hint: Any) -> tuple[_Test, str] | None:
             return None
         every = [option for option in options if option is not None]
         return lambda value: any(test(value) for test, _ in every), " or ".join(words for _, words in every)
+    if origin is typing.Literal:
+        return _test_of(type(typing.get_args(hint)[0]))  # which of them, its function says
     if isinstance(hint, TypeVar):
         return None if hint.__bound__ is None else _test_of(hint.__bound__)
     kind = origin or hint
     if not inspect.isclass(kind) or kind is object:
-        return None  # Any, a literal
+        return None
+    if kind.__module__.startswith("torch.optim"):
+        return None  # whoever takes one says better which
     if kind in _NUMBERS:
         return _NUMBERS[kind], _WORDS[kind]
     if getattr(kind, "_is_protocol", False):
         return functools.partial(_has_all_of, kind), f"a {kind.__name__.strip('_')}"
     if kind is collections.abc.Sequence:
-        return lambda value: isinstance(value, kind) and not isinstance(value, str | bytes), _WORDS[kind]
+        return _is_row, _WORDS[kind]
     return lambda value: isinstance(value, kind), _WORDS.get(kind, f"a {kind.__name__}")
 
 
@@ -130,6 +141,12 @@ def _has_all_of(protocol: type, value: object) -> bool:
     named = [name for name in vars(protocol) if not name.startswith("_")]
     called = "__call__" not in vars(protocol) or callable(value)
     return called and all(inspect.getattr_static(value, name, _MISSING) is not _MISSING for name in named)
+
+
+def _is_row(value: Any) -> bool:
+    """Whether a value has entries by number; an array has, a text is one word."""
+    has = hasattr(value, "__len__") and hasattr(value, "__getitem__")
+    return has and not isinstance(value, str | bytes | collections.abc.Mapping)
 
 
 def _is_whole(value: Any) -> bool:

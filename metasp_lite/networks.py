@@ -13,9 +13,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models.resnet import BasicBlock
 
+from metasp_lite.doors import Count, Seed, typed
 
+
+@typed
 def toy_mlp(
-    inputs: int = 784, hidden: int = 8, classes: int = 10, *, seed: int = 0, dtype: torch.dtype = torch.float64
+    inputs: Count = 784, hidden: Count = 8, classes: Count = 10, *, seed: Seed = 0, dtype: torch.dtype = torch.float64
 ) -> nn.Sequential:
     """Build the one-hidden-layer tanh network of the MetaSP paper's Appendix J (its width is not printed; 8 is ours).
 
@@ -30,7 +33,8 @@ def toy_mlp(
     return _drawn(layers, seed, dtype)
 
 
-def logistic_regression(inputs: int, *, dtype: torch.dtype = torch.float64) -> nn.Sequential:
+@typed
+def logistic_regression(inputs: Count, *, dtype: torch.dtype = torch.float64) -> nn.Sequential:
     """Build a binary logistic regression without intercept: vectors ``(N, inputs)`` to one logit ``(N,)``.
 
     Starts at zero, where every class has probability one half.
@@ -40,12 +44,13 @@ def logistic_regression(inputs: int, *, dtype: torch.dtype = torch.float64) -> n
     return nn.Sequential(linear, nn.Flatten(start_dim=0))
 
 
+@typed
 def lite_cnn(
-    classes: int = 10,
+    classes: Count = 10,
     *,
-    channels: int = 3,
+    channels: Count = 3,
     widths: Sequence[int] = (16, 32, 64),
-    seed: int = 0,
+    seed: Seed = 0,
     dtype: torch.dtype = torch.float32,
 ) -> nn.Sequential:
     """Build the small network of the lite profile: images ``(N, channels, H, W)`` to logits ``(N, classes)``.
@@ -69,8 +74,9 @@ def lite_cnn(
     return _drawn(layers, seed, dtype)
 
 
+@typed
 def resnet18(
-    classes: int = 10, *, channels: int = 3, width: int = 64, seed: int = 0, dtype: torch.dtype = torch.float32
+    classes: Count = 10, *, channels: Count = 3, width: int = 64, seed: Seed = 0, dtype: torch.dtype = torch.float32
 ) -> nn.Sequential:
     """Build ResNet-18 for small images (CIFAR): images ``(N, channels, H, W)`` to logits ``(N, classes)``.
 
@@ -113,7 +119,8 @@ class SmallConv2d(nn.Conv2d):
     LARGEST = 1 << 20  # entries of the matrix
     bias: Tensor  # never None here
 
-    def __init__(self, channels: int, filters: int, size: int) -> None:
+    @typed
+    def __init__(self, channels: Count, filters: int, size: int) -> None:
         """Make ``filters`` filters of ``size`` × ``size`` for images of ``channels`` channels, with a bias."""
         super().__init__(channels, filters, size)
 
@@ -182,14 +189,15 @@ TABLE_A: dict[str, Specification] = {
 }
 
 
+@typed
 def two_stage(
     specification: Specification,
     shape: Sequence[int],
-    classes: int,
+    classes: Count,
     *,
     width: int = 1,
     pooling: type[nn.Module] = nn.MaxPool2d,
-    seed: int = 0,
+    seed: Seed = 0,
     dtype: torch.dtype = torch.float64,
 ) -> nn.Sequential:
     """Build a network of Table A (``TABLE_A``): images ``(N, *shape)`` to logits ``(N, classes)``.
@@ -232,7 +240,7 @@ def two_stage(
     return _drawn(layers, seed, dtype)
 
 
-def _drawn(layers: Callable[[], nn.Sequential], seed: int, dtype: torch.dtype) -> nn.Sequential:
+def _drawn(layers: Callable[[], nn.Sequential], seed: Seed, dtype: torch.dtype) -> nn.Sequential:
     """Build a network whose parameters depend on ``seed`` alone, and leave torch's global state as it was."""
     default = torch.get_default_dtype()
     try:
@@ -244,7 +252,8 @@ def _drawn(layers: Callable[[], nn.Sequential], seed: int, dtype: torch.dtype) -
         torch.set_default_dtype(default)
 
 
-def mlp(shape: Sequence[int], classes: int, *, hidden: Sequence[int] = (100, 100), seed: int = 0) -> nn.Sequential:
+@typed
+def mlp(shape: Sequence[int], classes: Count, *, hidden: Sequence[int] = (100, 100), seed: Seed = 0) -> nn.Sequential:
     """Build a ReLU network with ``hidden`` layers, none if empty: images ``(N, *shape)`` to logits ``(N, classes)``."""
 
     def layers() -> nn.Sequential:

@@ -45,8 +45,6 @@ class Curvature(Generic[_AnyObjective]):
         """
         if not (math.isfinite(damping) and damping >= 0):
             raise ValueError(f"damping={damping} must be a finite number of at least 0")
-        if batch_size is not None and not batch_size >= 1:
-            raise ValueError(f"batch_size={batch_size} must be at least 1, or None for all examples at once")
         require_losses(objective.losses, theta)
         self.objective, self.damping, self.batch_size, self.products = objective, damping, batch_size, 0.0
         self._theta = theta.detach().clone()  # an optimiser that moves the caller's θ in place leaves this one

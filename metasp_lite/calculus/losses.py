@@ -140,11 +140,6 @@ class ExampleLosses:
         return self.loss(self.outputs(theta, index), self.labels if index is None else self.labels[index])
 
 
-def is_plain(losses: ExampleLosses) -> bool:
-    """Whether these are the loss of outputs and labels; a subclass may make them something else."""
-    return all(getattr(type(losses), name) is getattr(ExampleLosses, name) for name in ("__call__", "_at", "outputs"))
-
-
 @typed
 @dataclass(frozen=True)
 class SingleLoss:

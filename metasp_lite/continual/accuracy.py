@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from metasp_lite.doors import typed
+
 Accuracies = list[float]  # on each task seen
 Matrix = Sequence[Sequence[float | None]]  # [t][k]: accuracy on task k after task t; None where it does not exist
 
@@ -17,6 +19,7 @@ class Summary:
     bwt: float | None  # backward transfer: mean change from right after a task to the end; negative is forgetting
 
 
+@typed
 def summarise(matrix: Matrix) -> Summary:
     """A_1 = mean_k a[k][k],  A_∞ = mean_k a[T−1][k],  A_m = mean_t mean_{k≤t} a[t][k],
     BWT = mean_{k<T−1} (a[T−1][k] − a[k][k]).
@@ -27,11 +30,15 @@ def summarise(matrix: Matrix) -> Summary:
         ValueError: when the matrix is empty, not square, or holds an accuracy outside 0…1.
     """
     size = len(matrix)
+    if odd_rows := [row for row in matrix if not isinstance(row, list | tuple)]:
+        raise ValueError(f"a row of the accuracy matrix is {odd_rows[0]!r} in place of a list of accuracies")
     if size == 0 or any(len(row) != size for row in matrix):
         raise ValueError(f"an accuracy matrix is square, not rows of {[len(row) for row in matrix]}")
     known = [value for row in matrix for value in row if value is not None]
+    if odd := [value for value in known if isinstance(value, bool) or not isinstance(value, int | float)]:
+        raise ValueError(f"an accuracy is {odd[0]!r} in place of a number from 0 to 1")
     if not all(0 <= value <= 1 for value in known):
-        raise ValueError("an accuracy lies outside 0 to 1")
+        raise ValueError(f"an accuracy lies outside 0 to 1: {next(value for value in known if not 0 <= value <= 1)}")
     diagonal = [matrix[k][k] for k in range(size)]
     last = list(matrix[-1])
     rows = [_mean(matrix[t][: t + 1]) for t in range(size)]

@@ -56,7 +56,7 @@ def load_checkpoint(path: Path, identity: Mapping[str, object], device: torch.de
         raise ValueError(foreign) from error
     if version != _FORMAT:
         raise ValueError(f"{path} has format {version!r}, this version reads {_FORMAT}; give another folder")
-    if not isinstance(there, dict):
+    if not (isinstance(there, dict) and isinstance(state, dict)):
         raise ValueError(foreign)
     require_same(path, there, identity)
     return state

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from metasp_lite.calculus.losses import Examples
 from metasp_lite.continual.fields import check_types
 from metasp_lite.continual.streams import Stream, Task
+from metasp_lite.doors import typed
 from metasp_lite.networks import NETWORKS
 
 
@@ -69,6 +70,7 @@ class _Bfloat16(nn.Sequential):
 class Learner:
     """The network in training.  Methods read all of it and change the network through ``descend`` or ``apply``."""
 
+    @typed
     def __init__(self, stream: Stream, recipe: Recipe, seed: int) -> None:
         """Build the network and the optimiser; ``seed`` decides the first weights and every draw of the run."""
         self.stream, self.recipe, self.seed = stream, recipe, seed
@@ -164,6 +166,7 @@ class Learner:
         self.task_number, self.epoch = state["task_number"], state["epoch"]
 
 
+@typed
 def rehearse(learner: Learner, batch: Batch, images: Tensor, labels: Tensor) -> Examples:
     """Join new examples and uint8 ``images`` from the memory into one set of inputs and labels, new first."""
     return torch.cat([batch.inputs, learner.augmented(images)]), torch.cat([batch.labels, labels])

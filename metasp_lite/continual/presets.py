@@ -12,6 +12,7 @@ from metasp_lite.continual.learner import Recipe
 from metasp_lite.continual.methods.base import Method, MethodSettings
 from metasp_lite.continual.run import Run
 from metasp_lite.continual.streams import StreamSettings
+from metasp_lite.doors import typed
 from metasp_lite.settings import Profile
 
 _Part = StreamSettings | Recipe | MethodSettings  # of a run
@@ -55,6 +56,7 @@ _FOLDERS: dict[Profile, _Preset] = {
 _RATES = {"gem": 0.03, "a-gem": 0.03}
 
 
+@typed
 def build(
     stream: str,
     method: str,
@@ -96,6 +98,7 @@ def build(
     )
 
 
+@typed
 def names(method: str) -> list[str]:
     """Return what ``overrides`` may change: settings of the stream, the recipe and the method."""
     return [name for part in (StreamSettings, Recipe, _method(method).Settings) for name in fields.types_of(part)]

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from metasp_lite import settings
 from metasp_lite.continual.fields import check_types
+from metasp_lite.doors import Seed, typed
 from metasp_lite.files import utf8
 from metasp_lite.images import sets, sources
 from metasp_lite.images.augment import Augmentation
@@ -37,13 +38,14 @@ class Stream:
     source: str
 
 
+@typed
 def split(
     train: sets.ImageSet,
     test: sets.ImageSet,
     *,
     classes_per_task: int,
     per_class: int | None = None,
-    seed: int | None = None,
+    seed: Seed | None = None,
     padding: int = 0,
     flip: bool = False,
     device: torch.device | str | None = None,
@@ -141,6 +143,7 @@ class StreamSettings:
             raise ValueError(f"class_seed={self.class_seed} must be 0 or more, and below 2**63, or none")
 
 
+@typed
 def make(chosen: StreamSettings, *, device: torch.device | str | None = None) -> Stream:
     """Load the data set that ``chosen`` names and cut it into tasks, on ``device`` (None: where everything runs).
 

@@ -22,6 +22,7 @@ from metasp_lite.continual.methods.base import Method
 from metasp_lite.continual.place import CHECKPOINT, RESULT, held, require_place
 from metasp_lite.continual.run import Progress, Run, finished, identity, summary
 from metasp_lite.continual.streams import Stream
+from metasp_lite.doors import typed
 from metasp_lite.memory import peak_mib
 
 _P = ParamSpec("_P")
@@ -54,6 +55,7 @@ class _State:
         self.progress.resumed += 1
 
 
+@typed
 def train(
     run: Run,
     out: Path,
@@ -138,6 +140,7 @@ def computing_with(threads: int | None) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+@typed
 def score(learner: Learner) -> tuple[Accuracies, Accuracies]:
     """Accuracy on the test examples of every task seen: among all classes seen, and among the task's own.
 

@@ -9,6 +9,7 @@ from metasp_lite.continual.learner import Learner
 from metasp_lite.continual.methods import Method
 from metasp_lite.continual.training import score
 from metasp_lite.course import training_plots
+from metasp_lite.doors import Count, typed
 
 
 class LiveCurves:
@@ -18,7 +19,8 @@ class LiveCurves:
     training.
     """
 
-    def __init__(self, *, every: int = 1, show: Callable[..., DisplayHandle | None] = display) -> None:
+    @typed
+    def __init__(self, *, every: Count = 1, show: Callable[..., DisplayHandle | None] = display) -> None:
         """Begin without a picture."""
         self.every, self._show = every, show
         self._handle: DisplayHandle | None = None

@@ -15,6 +15,7 @@ from matplotlib.ticker import FuncFormatter
 from torch import Tensor
 
 from metasp_lite.course.travel import OptimumTravel
+from metasp_lite.doors import Count, typed
 from metasp_lite.influence.agreement import pearson, sign_confusion
 
 _PALETTE = sns.color_palette("colorblind").as_hex()
@@ -35,7 +36,8 @@ def use_style() -> None:
     plt.rcParams.update({"figure.dpi": 100, "savefig.dpi": 100, "figure.constrained_layout.use": True})
 
 
-def image_grid(images: Tensor, titles: Sequence[str], *, columns: int = 8, heading: str = "") -> Figure:
+@typed
+def image_grid(images: Tensor, titles: Sequence[str], *, columns: Count = 8, heading: str = "") -> Figure:
     """Show uint8 images (N, C, H, W), C of 1 or 3, in rows of ``columns``, each with its title.
 
     Raises:
@@ -104,6 +106,7 @@ def optimum_travel(travel: OptimumTravel, surface: tuple[np.ndarray, np.ndarray,
     return figure
 
 
+@typed
 def tangents(
     ax: Axes, x: Tensor, values: Tensor, slopes: Mapping[str, Tensor], *, mark: tuple[float, str] | None = None
 ) -> None:
@@ -123,6 +126,7 @@ def tangents(
     ax.legend(fontsize=8)
 
 
+@typed
 def correlations(ax: Axes, table: pd.DataFrame, *, title: str = "") -> None:
     """Draw the correlations in ``table``, −1 to 1, as bars: a group for each row, a colour for each column.
 
@@ -139,6 +143,7 @@ def correlations(ax: Axes, table: pd.DataFrame, *, title: str = "") -> None:
     ax.set(xlim=(min(-0.15, table.to_numpy().min() - 0.05), 1), xlabel="Pearson's r", ylabel="", title=title)
 
 
+@typed
 def predicted_against_true(
     ax: Axes,
     predicted: Tensor,
@@ -169,6 +174,7 @@ def predicted_against_true(
     ax.legend(fontsize=8)
 
 
+@typed
 def approximate_against_exact(ax: Axes, exact: Tensor, approximate: Tensor) -> None:
     """Scatter approximate against exact influences (n,); the two shaded quarters hold the wrong signs."""
     x, y = exact.cpu().numpy(), approximate.cpu().numpy()
@@ -183,6 +189,7 @@ def approximate_against_exact(ax: Axes, exact: Tensor, approximate: Tensor) -> N
     ax.legend(fontsize=8, loc="upper left")
 
 
+@typed
 def damping_curves(
     ax: Axes, dampings: Tensor, damped: Tensor, undamped: Tensor, true: Tensor, eigenvalues: Tensor
 ) -> None:
@@ -198,6 +205,7 @@ def damping_curves(
     ax.legend(fontsize=8, loc="lower left")
 
 
+@typed
 def accuracy_against_cost(
     exact: Tensor,
     lines: Mapping[str, Mapping[float, Tensor]],

@@ -11,6 +11,7 @@ from metasp_lite import settings
 from metasp_lite.calculus.labels import binary_cross_entropy
 from metasp_lite.calculus.losses import ExampleLosses, Examples, Objective
 from metasp_lite.calculus.parameters import flatten_parameters
+from metasp_lite.doors import Count, Nonnegative, Seed, typed
 from metasp_lite.images import sets, sources
 from metasp_lite.networks import logistic_regression, toy_mlp
 
@@ -41,7 +42,8 @@ class Problem:
         return share(self.objective.losses), share(self.validation.losses)
 
 
-def shoes(*, train_per_class: int = 30, test_per_class: int = 100, l2: float = 0.01) -> Problem:
+@typed
+def shoes(*, train_per_class: Count = 30, test_per_class: Count = 100, l2: Nonnegative = 0.01) -> Problem:
     """Sneaker (label 0) or ankle boot (label 1) by logistic regression on two numbers per image, so that θ is a point.
 
     The two numbers are the first two principal components of the training images, each scaled to variance one.
@@ -58,8 +60,14 @@ def shoes(*, train_per_class: int = 30, test_per_class: int = 100, l2: float = 0
     return Problem(model, Objective(losses(train), l2), Objective(losses(test)), flatten_parameters(model), train, test)
 
 
+@typed
 def toy(
-    *, train_per_class: int = 100, test_per_class: int = 50, hidden: int = 8, l2: float = 0.03, seed: int = 1
+    *,
+    train_per_class: Count = 100,
+    test_per_class: Count = 50,
+    hidden: Count = 8,
+    l2: Nonnegative = 0.03,
+    seed: Seed = 1,
 ) -> Problem:
     """Return the toy of the MetaSP paper's Appendix J: 1000 training and 500 test images, one hidden layer.
 
@@ -87,8 +95,9 @@ class _TwoTasks:
     images: sets.ImageSet  # the batch's, in its order
 
 
+@typed
 def two_tasks(
-    *, hidden: int = 100, memory: int = 200, validation: int = 50, batch: int = 64, seed: int = 0
+    *, hidden: Count = 100, memory: Count = 200, validation: Count = 50, batch: Count = 64, seed: Seed = 0
 ) -> _TwoTasks:
     """Learn Fashion-MNIST's first five classes, then the other five, up to where MetaSP takes its steps.
 

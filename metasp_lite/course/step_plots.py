@@ -9,8 +9,10 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from metasp_lite.course.plots import BLUE, GREEN, ORANGE, PURPLE
+from metasp_lite.doors import typed
 
 
+@typed
 def shortest_vector(
     first: np.ndarray,
     second: np.ndarray,
@@ -54,6 +56,7 @@ def shortest_vector(
     return figure
 
 
+@typed
 def pareto_paths(
     objectives: Sequence[Callable[[np.ndarray], np.ndarray]],
     paths: Mapping[str, Sequence[np.ndarray]],
@@ -93,6 +96,7 @@ def pareto_paths(
     return figure
 
 
+@typed
 def stability_plasticity(
     ax: Axes,
     stability: Tensor,
@@ -125,6 +129,7 @@ def stability_plasticity(
     ax.legend(fontsize=8)
 
 
+@typed
 def weights_over_influences(
     ax: Axes, stability: Tensor, plasticity: Tensor, gamma: Tensor, weights: Tensor, from_memory: Tensor
 ) -> None:
@@ -145,6 +150,7 @@ def weights_over_influences(
     ax.legend(fontsize=8)
 
 
+@typed
 def weights_of_variants(axes: Sequence[Axes], weights: Mapping[str, Tensor], from_memory: Tensor) -> None:
     """Draw one histogram for each variant of the weights ``(n,)`` times n; memory and new examples are stacked."""
     old, everything = from_memory.cpu().numpy(), {name: (len(w) * w).cpu().numpy() for name, w in weights.items()}

@@ -11,6 +11,7 @@ from torch import Tensor
 from metasp_lite.continual.accuracy import Matrix
 from metasp_lite.continual.streams import Stream
 from metasp_lite.course import plots
+from metasp_lite.doors import Count, typed
 
 SETTINGS = {"class_incremental": "class-incremental", "task_incremental": "task-incremental"}
 
@@ -26,6 +27,7 @@ def tasks_of(stream: Stream, *, per_class: int = 4) -> Figure:
     return plots.image_grid(stream.images[picked], titles, columns=per_class * len(stream.tasks[0].classes))
 
 
+@typed
 def matrix_heatmap(ax: Axes, matrix: Matrix, *, title: str = "") -> None:
     """Draw an accuracy matrix [t][k], in percent, with tasks from 1."""
     values = np.array([[np.nan if a is None else 100 * a for a in row] for row in matrix])
@@ -38,6 +40,7 @@ def matrix_heatmap(ax: Axes, matrix: Matrix, *, title: str = "") -> None:
     ax.set(xlabel="accuracy (%) on task", ylabel="after task", title=title)
 
 
+@typed
 def accuracy_after_each_task(axes: Sequence[Axes], results: Mapping[str, Mapping]) -> None:
     """Draw, for both settings, each run's mean accuracy on the tasks seen, after each task."""
     for ax, (setting, name) in zip(axes, SETTINGS.items(), strict=True):
@@ -53,7 +56,8 @@ def accuracy_after_each_task(axes: Sequence[Axes], results: Mapping[str, Mapping
     _legend(axes[0], len(results))
 
 
-def curves(axes: Sequence[Axes], history: Sequence[tuple[float, list[float], list[float]]], epochs: int) -> None:
+@typed
+def curves(axes: Sequence[Axes], history: Sequence[tuple[float, list[float], list[float]]], epochs: Count) -> None:
     """Draw, for both settings, the accuracy on each task along the epochs: ``history`` of (epoch, row, row)."""
     scored, *rows = ([entry[0] for entry in history], [entry[1] for entry in history], [entry[2] for entry in history])
     for ax, accuracies, name in zip(axes, rows, SETTINGS.values(), strict=True):
@@ -69,6 +73,7 @@ def curves(axes: Sequence[Axes], history: Sequence[tuple[float, list[float], lis
     _legend(axes[0], len(rows[0][-1]))
 
 
+@typed
 def influence_of_stream(ax: Axes, mean_influence: Mapping[str, Tensor]) -> None:
     """Draw the distribution of mean I* of scored examples, one line for each group."""
     everything = np.concatenate([values.cpu().numpy() for values in mean_influence.values()])

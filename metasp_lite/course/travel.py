@@ -11,6 +11,7 @@ from metasp_lite.calculus.losses import ExampleLosses, Objective, gradient
 from metasp_lite.calculus.optimum import minimise
 from metasp_lite.calculus.solvers import ConjugateGradient, Exact, Neumann
 from metasp_lite.course.problems import Problem
+from metasp_lite.doors import typed
 from metasp_lite.influence.hessian import influence
 
 
@@ -25,6 +26,7 @@ class OptimumTravel:
     validation_first_order: np.ndarray  # (S,)
 
 
+@typed
 def travel_of_optimum(problem: Problem, example: int, epsilons: np.ndarray) -> OptimumTravel:
     """Retrain J + ε ℓ(x_i, ·) for each ε in ``epsilons (S,)`` and put the first-order prediction beside it; P = 2."""
     losses, validation = problem.objective.losses, problem.validation
@@ -44,6 +46,7 @@ def travel_of_optimum(problem: Problem, example: int, epsilons: np.ndarray) -> O
     )
 
 
+@typed
 def surroundings(
     problem: Problem, example: int, travel: OptimumTravel, at: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -56,6 +59,7 @@ def surroundings(
     return first, second, torch.func.vmap(objective)(grid).view(41, 41).T.cpu().numpy()
 
 
+@typed
 def optimum_with_l2(problem: Problem, l2: float) -> tuple[Curvature, Tensor]:
     """Train with λ = ``l2``; the curvature at that optimum, and the exact influences ``(n,)`` there.
 
@@ -67,6 +71,7 @@ def optimum_with_l2(problem: Problem, l2: float) -> tuple[Curvature, Tensor]:
     return curvature, influence(objective.losses, problem.validation, curvature, solver)
 
 
+@typed
 def influence_by_series(problem: Problem, curvature: Curvature, steps: int, step: float) -> Tensor:
     """Influences ``(n,)`` by K = ``steps`` of the Neumann series, each of ``step``/λmax."""
     solver = Neumann(steps, step=step / curvature.largest_eigenvalue)

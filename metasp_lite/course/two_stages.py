@@ -13,6 +13,7 @@ from metasp_lite.calculus.curvature import Curvature
 from metasp_lite.calculus.losses import ExampleLosses, Objective
 from metasp_lite.calculus.optimum import minimise
 from metasp_lite.calculus.parameters import flatten_parameters
+from metasp_lite.doors import Count, Nonnegative, Seed, Whole, typed
 from metasp_lite.images import sets, sources
 from metasp_lite.networks import TABLE_A, two_stage
 from metasp_lite.stages.fixed import embedding_size, head_objective
@@ -21,6 +22,7 @@ from metasp_lite.stages.unrolled import Adam, ShortRun
 _POOLING = {"averages": nn.AvgPool2d, "maxima": nn.MaxPool2d}
 
 
+@typed
 @dataclass(frozen=True)
 class Setup:
     """What is pretrained on, what is finetuned on, and with which network."""
@@ -29,16 +31,16 @@ class Setup:
     source: str | None = "bundled"
     first: tuple[int, ...] = (0, 1, 2, 3)  # classes of pretraining
     second: tuple[int, ...] = (4, 5, 6, 7, 8, 9)  # classes of finetuning
-    first_per_class: int = 250
-    second_per_class: int = 100
-    test_per_class: int = 4
-    skip: int = 0  # training images of each class to pass over, for another draw of them
+    first_per_class: Count = 250
+    second_per_class: Count = 100
+    test_per_class: Count = 4
+    skip: Whole = 0  # training images of each class to pass over, for another draw of them
     network: str = "mnist"  # in Table A
-    width: int = 16  # divides its numbers of filters and units
+    width: Count = 16  # divides its numbers of filters and units
     pooling: Literal["averages", "maxima"] = "averages"
-    size: int = 14  # pixels
-    l2: float = 0.01
-    seed: int = 0  # of the starting weights
+    size: Count = 14  # pixels
+    l2: Nonnegative = 0.01
+    seed: Seed = 0  # of the starting weights
     papers: tuple[str, ...] = ("MNIST",)  # the experiments whose protocols are followed, below
 
     def __post_init__(self) -> None:
@@ -65,6 +67,7 @@ PAPER_DAMPING = {"MNIST": (1e-2, 1e-8), "CIFAR": (1e-8, 1e-6)}
 PAPER_PROTOCOL = {"MNIST": ((100, 100), 512), "CIFAR": ((6000, 3000), 128)}
 
 
+@typed
 @dataclass(frozen=True)
 class TwoStages:
     """A setup with its images: both objectives, the test losses, and where training starts."""
@@ -126,12 +129,14 @@ class TwoStages:
         head = minimise(head_objective(self.finetuning, embedding), self.head_start)
         return Curvature(self.finetuning, torch.cat([embedding, head]))
 
-    def left_out(self, count: int = 40) -> Tensor:
+    @typed
+    def left_out(self, count: Count = 40) -> Tensor:
         """Draw ``count`` pretraining examples to leave out; all of them, where there are fewer."""
         draw = torch.Generator().manual_seed(1)
         return torch.randperm(len(self.pretraining_images), generator=draw)[:count].to(settings.device())
 
-    def short_run(self, steps: int, batch: int = 64, seed: int = 2) -> ShortRun:
+    @typed
+    def short_run(self, steps: int, batch: Count = 64, seed: Seed = 2) -> ShortRun:
         """Finetuning as it is done: ``steps`` of Adam (0.001) on batches drawn by ``seed``; the embedding moves, too.
 
         Raises:

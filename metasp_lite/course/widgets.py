@@ -18,11 +18,13 @@ from metasp_lite.course import plots, step_plots
 from metasp_lite.course.problems import Problem
 from metasp_lite.course.travel import influence_by_series, optimum_with_l2, surroundings, travel_of_optimum
 from metasp_lite.course.two_stages import TwoStages
+from metasp_lite.doors import typed
 from metasp_lite.influence.agreement import pearson, sign_confusion
 
 _Draw = Callable[..., None]
 
 
+@typed
 def epsilon_explorer(problem: Problem, *, example: int = 0, largest: float = 0.1) -> tuple[ipywidgets.Widget, _Draw]:
     """Sliders for an example and its extra weight ε; draws the optimum's travel and the validation loss along ε.
 
@@ -46,6 +48,7 @@ def epsilon_explorer(problem: Problem, *, example: int = 0, largest: float = 0.1
     return _explorer(draw, sliders), draw
 
 
+@typed
 def approximation_explorer(
     problem: Problem, *, l2_values: tuple[float, ...] = (0.01, 0.03, 0.1)
 ) -> tuple[ipywidgets.Widget, _Draw]:
@@ -99,6 +102,7 @@ def min_norm_explorer() -> tuple[ipywidgets.Widget, _Draw]:
     return _explorer(draw, sliders), draw
 
 
+@typed
 def pretraining_explorer(problem: TwoStages, scores: Tensor) -> tuple[ipywidgets.Widget, _Draw]:
     """Choose a test image of the second stage; draws the pretraining images with the lowest and the highest influence.
 

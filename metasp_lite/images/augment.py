@@ -1,11 +1,15 @@
 """Images to network inputs, a batch at a time and on the images' device: random crop, flip, normalisation."""
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from metasp_lite.doors import typed
 
+
+@typed
 @dataclass(frozen=True)
 class Augmentation:
     """Shift each image by up to ``padding`` pixels (black comes in), mirror half of them if ``flip``, normalise.
@@ -19,7 +23,21 @@ class Augmentation:
     padding: int = 0
     flip: bool = False
 
+    def __post_init__(self) -> None:
+        """Refuse numbers that no image can be normalised or shifted by.
+
+        Raises:
+            ValueError: names the number.
+        """
+        if not self.mean or len(self.mean) != len(self.std):
+            raise ValueError(f"mean={self.mean} and std={self.std}: give one of each for every channel")
+        if not all(map(math.isfinite, self.mean)) or not all(0 < each < math.inf for each in self.std):
+            raise ValueError(f"mean={self.mean} must be finite, and std={self.std} positive and finite")
+        if self.padding < 0:
+            raise ValueError(f"padding={self.padding} must be 0 pixels or more")
+
     @classmethod
+    @typed
     def fitted(cls, images: Tensor, *, padding: int = 0, flip: bool = False) -> "Augmentation":
         """Take mean and deviation of each channel from uint8 ``images (N, C, H, W)``; exact, from their histogram.
 

@@ -7,9 +7,12 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from metasp_lite.doors import typed
+
 Split = Literal["train", "test"]
 
 
+@typed
 @dataclass(frozen=True, eq=False)
 class ImageSet:
     """Images with their labels, in a fixed order.
@@ -41,10 +44,20 @@ class ImageSet:
         """Return N, the number of images."""
         return len(self.images)
 
+    @typed
     def take(self, index: Tensor) -> "ImageSet":
-        """Return the images ``index (k,)``, in that order."""
+        """Return the images ``index (k,)``, in that order.
+
+        Raises:
+            ValueError: when the index is none of whole numbers, or names an image that is not there.
+        """
+        if index.dim() != 1 or index.dtype != torch.int64:
+            raise ValueError(f"index is {index.dtype} {tuple(index.shape)}; pass int64 (k,)")
+        if len(index) and not 0 <= int(index.min()) <= int(index.max()) < len(self):
+            raise ValueError(f"index goes from {int(index.min())} to {int(index.max())}; pass 0..{len(self) - 1}")
         return replace(self, images=self.images[index], labels=self.labels[index])
 
+    @typed
     def places(self, classes: Sequence[int], per_class: int, *, skip: int = 0) -> list[Tensor]:
         """Return for each of ``classes`` where its first ``per_class`` images after ``skip`` stand, (k,) int64.
 
@@ -52,8 +65,12 @@ class ImageSet:
         """
         return [(self.labels == label).nonzero()[skip : skip + per_class, 0] for label in classes]
 
+    @typed
     def only(self, classes: Sequence[int]) -> "ImageSet":
         """Return the images of ``classes`` alone, in the order they have here, labelled by position in ``classes``."""
+        known = range(len(self.classes))
+        if not classes or len(set(classes)) < len(classes) or any(label not in known for label in classes):
+            raise ValueError(f"classes={list(classes)}: give one or more different ones of 0..{len(self.classes) - 1}")
         position = torch.full((len(self.classes),), -1, device=self.labels.device)
         position[list(classes)] = torch.arange(len(classes), device=position.device)
         kept = self.take((position[self.labels] >= 0).nonzero()[:, 0])
@@ -65,6 +82,7 @@ def coloured(channels: int | None) -> str:
     return {1: "grey", 3: "coloured"}.get(channels or 0, f"{channels}-channel")
 
 
+@typed
 def first_per_class(images: ImageSet, count: int) -> ImageSet:
     """Return the first ``count`` images of each class, in the order they have in ``images``.
 

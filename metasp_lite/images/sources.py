@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from metasp_lite import settings
+from metasp_lite.doors import typed
 from metasp_lite.images import cache, downloads, folder, idx
 from metasp_lite.images.sets import ImageSet, Split, coloured
 
@@ -49,6 +50,7 @@ KNOWN = {
 _ANY = _KnownSet(0, (None, None, None))
 
 
+@typed
 def load(
     name: str | Path,
     split: Split = "train",
@@ -86,6 +88,7 @@ def load(
     raise FileNotFoundError(_not_found(name, source))
 
 
+@typed
 def download(name: str) -> Path:
     """Download a set with torchvision, all or nothing, and return the folder it lies in; a set that is here is kept.
 

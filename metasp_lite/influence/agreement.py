@@ -8,6 +8,8 @@ import pandas as pd
 import scipy.stats
 from torch import Tensor
 
+from metasp_lite.doors import Count, Seed, typed
+
 
 @dataclass(frozen=True)
 class SignConfusion:
@@ -48,6 +50,7 @@ class SignConfusion:
         return (self.true_positive / positives + self.true_negative / negatives) / 2
 
 
+@typed
 def sign_confusion(true: Tensor, approximate: Tensor) -> SignConfusion:
     """Compare the signs of two influence vectors ``(n,)``; an influence of exactly 0 counts as not positive.
 
@@ -64,6 +67,7 @@ def sign_confusion(true: Tensor, approximate: Tensor) -> SignConfusion:
     )
 
 
+@typed
 def pearson(true: Tensor, approximate: Tensor) -> float:
     """Pearson's correlation r, −1 to 1, of two vectors ``(n,)``.
 
@@ -73,13 +77,15 @@ def pearson(true: Tensor, approximate: Tensor) -> float:
     return float(scipy.stats.pearsonr(*_varying(true, approximate)).statistic)
 
 
+@typed
 def spearman(true: Tensor, approximate: Tensor) -> float:
     """Spearman's rank correlation, −1 to 1, of two vectors ``(n,)``; raises as ``pearson``."""
     return float(scipy.stats.spearmanr(*_varying(true, approximate)).statistic)
 
 
+@typed
 def bootstrap_pearson(
-    true: Tensor, approximate: Tensor, *, resamples: int = 2000, confidence: float = 0.95, seed: int = 0
+    true: Tensor, approximate: Tensor, *, resamples: Count = 2000, confidence: float = 0.95, seed: Seed = 0
 ) -> tuple[float, float]:
     """Interval of Pearson's r over all pairs of two tables ``(K, L)``, by the percentile bootstrap.
 
@@ -88,6 +94,8 @@ def bootstrap_pearson(
     Raises:
         ValueError: as ``pearson``, for anything but two tables, or when a draw of rows and columns is constant.
     """
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence={confidence} must lie between 0 and 1, both excluded")
     if true.dim() != 2 or true.shape != approximate.shape:
         raise ValueError(f"shapes {tuple(true.shape)} and {tuple(approximate.shape)}: give two tables of one shape")
     pearson(true.flatten(), approximate.flatten())
@@ -105,6 +113,7 @@ def bootstrap_pearson(
     return float(low), float(high)
 
 
+@typed
 def comparison_table(
     exact: Tensor, approximations: Mapping[str, Tensor], published: Mapping[str, SignConfusion]
 ) -> pd.DataFrame:
@@ -141,7 +150,12 @@ def _varying(true: Tensor, approximate: Tensor) -> tuple[np.ndarray, np.ndarray]
 
 
 def _check_pair(true: Tensor, approximate: Tensor) -> None:
+    if true.is_complex() or approximate.is_complex():
+        raise ValueError(f"true is {true.dtype}, approximate {approximate.dtype}: give real numbers")
     if true.shape != approximate.shape or true.dim() != 1 or len(true) == 0:
         raise ValueError(f"shapes {tuple(true.shape)} and {tuple(approximate.shape)}: give two vectors of one length")
     if not (true.isfinite().all() and approximate.isfinite().all()):
-        raise ValueError("an influence is NaN or infinite; look at how it was computed before comparing it")
+        where = "true" if not true.isfinite().all() else "approximate"
+        raise ValueError(
+            f"an influence is NaN or infinite among the {where}; look at how it was computed before comparing it"
+        )

@@ -8,10 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from metasp_lite.calculus.losses import Examples, LossFunction, cross_entropy, losses_at
+from metasp_lite.doors import typed
 from metasp_lite.influence.metasp import trained_parameters
 from metasp_lite.influence.pseudo_update import momentum_of
 
 
+@typed
 def influences_by_autograd(
     model: nn.Module,
     optimizer: torch.optim.SGD,

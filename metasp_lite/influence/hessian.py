@@ -19,8 +19,10 @@ from metasp_lite.calculus.losses import (
     require_losses,
 )
 from metasp_lite.calculus.solvers import Solver
+from metasp_lite.doors import typed
 
 
+@typed
 def influence(losses: Losses, validation: ScalarLoss, curvature: Curvature[Penalised], solver: Solver) -> Tensor:
     """Influence of each example on the validation loss, I(V, B) = −∇L H⁻¹ ∇ℓ(V); returns (B,).
 

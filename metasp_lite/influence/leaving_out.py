@@ -11,8 +11,10 @@ from metasp_lite.calculus.curvature import Curvature, NotConvergedError
 from metasp_lite.calculus.losses import Objective, Penalised, ScalarLoss, SingleLoss, check_finite
 from metasp_lite.calculus.optimum import minimise, require_optimum
 from metasp_lite.calculus.solvers import Exact
+from metasp_lite.doors import Count, Whole, typed
 
 
+@typed
 def leave_one_out(curvature: Curvature[Penalised], validation: ScalarLoss, examples: Tensor, **settings: Any) -> Tensor:
     """True change of the validation loss when each of ``examples (K,)`` alone is left out of training; (K,).
 
@@ -26,14 +28,15 @@ def leave_one_out(curvature: Curvature[Penalised], validation: ScalarLoss, examp
     return check_finite(vmap(validation, chunk_size=64)(retrained) - before, "a change of the validation loss")
 
 
+@typed
 def retrained_without(
     curvature: Curvature[Penalised],
     examples: Tensor,
     *,
     fraction: float = 1.0,
     tolerance: float = 1e-9,
-    max_iterations: int = 50,
-    chunk: int = 64,
+    max_iterations: Whole = 50,
+    chunk: Count = 64,
 ) -> Tensor:
     """θ retrained without each of ``examples (K,)`` alone, from the optimum θ̂; ``(K, P)``.
 
@@ -48,8 +51,8 @@ def retrained_without(
     """
     objective, n = curvature.objective, len(curvature.objective.losses)
     examples = require_examples(examples, curvature)
-    if not tolerance > 0:
-        raise ValueError(f"tolerance={tolerance} must be above 0")
+    if not 0 < tolerance < float("inf"):
+        raise ValueError(f"tolerance={tolerance} must be above 0 and finite")
     if not 0 < fraction <= 1:
         raise ValueError(f"fraction={fraction} must lie above 0 and be at most 1")
     require_optimum(curvature, tolerance, "training")

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from metasp_lite.calculus.checks import refuse_shared_layers
 from metasp_lite.calculus.losses import Examples, LossFunction, check_finite, cross_entropy, losses_at
 from metasp_lite.calculus.min_norm import min_norm_pair
+from metasp_lite.doors import typed
 from metasp_lite.influence.pseudo_update import Parameters, PseudoUpdate, SGDRule, mean_and_gradient, momentum_of
 
 
@@ -29,6 +30,7 @@ class Fusion(NamedTuple):
 _Variant = Callable[[Tensor, Tensor, Tensor, Tensor], Fusion]
 
 
+@typed
 def relative(stability: Tensor, plasticity: Tensor, stability_loss: Tensor, plasticity_loss: Tensor) -> Fusion:
     """One scale throughout: influences by ε of (1/n) Σ (1 + ε_i) ℓ(x_i), and the step ε = −I*, so n·w = 1 − I*.
 
@@ -40,6 +42,7 @@ def relative(stability: Tensor, plasticity: Tensor, stability_loss: Tensor, plas
     return Fusion(gamma, fused, (1 - fused) / len(fused))
 
 
+@typed
 def mixed(stability: Tensor, plasticity: Tensor, stability_loss: Tensor, plasticity_loss: Tensor) -> Fusion:
     """Two scales in one formula: influences by the relative ε, subtracted from the absolute 1/n: w = 1/n − I*.
 
@@ -49,6 +52,7 @@ def mixed(stability: Tensor, plasticity: Tensor, stability_loss: Tensor, plastic
     return Fusion(gamma, fused, 1 / len(fused) - fused)
 
 
+@typed
 def printed(stability: Tensor, plasticity: Tensor, stability_loss: Tensor, plasticity_loss: Tensor) -> Fusion:
     """Minimise ℓ(B) − I*ᵀL(B) as the paper prints it (eq. 12, appendices B and F): w = 1/n − I*.
 
@@ -59,6 +63,7 @@ def printed(stability: Tensor, plasticity: Tensor, stability_loss: Tensor, plast
     return Fusion(gamma, fused, 1 / len(fused) - fused)
 
 
+@typed
 def official(stability: Tensor, plasticity: Tensor, stability_loss: Tensor, plasticity_loss: Tensor) -> Fusion:
     """Weigh as the authors' code does: each influence is first rescaled to the norm ℓ(V, θ').
 
@@ -71,6 +76,10 @@ def official(stability: Tensor, plasticity: Tensor, stability_loss: Tensor, plas
         ValueError: when a validation loss is negative: rescaling by it would turn every influence round.
         FloatingPointError: when Σ(1 − I*) is not positive, so that no such weights exist.
     """
+    if stability.dim() != 1 or stability.shape != plasticity.shape or len(stability) == 0:
+        raise ValueError(
+            f"shapes {tuple(stability.shape)} and {tuple(plasticity.shape)}: give two vectors of one length"
+        )
     for name, size in {"old": stability_loss, "new": plasticity_loss}.items():
         if size < 0:
             raise ValueError(
@@ -110,6 +119,7 @@ class MetaSPStep:
     buffers: dict[str, Tensor]  # the model's buffers after the step: running averages of batch-norm
 
 
+@typed
 def metasp_gradient(
     model: nn.Module,
     optimizer: torch.optim.SGD,

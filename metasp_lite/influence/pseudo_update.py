@@ -11,6 +11,7 @@ from torch import Tensor
 from metasp_lite.calculus.checks import no_random_numbers, require_one_each
 from metasp_lite.calculus.losses import Losses, Objective, ScalarLoss, check_finite, gradient, require_losses
 from metasp_lite.calculus.tape import Tape
+from metasp_lite.doors import typed
 
 Parameters = tuple[Tensor, ...]
 _LossesOfParameters = Callable[[Parameters], Tensor]  # parameters -> loss of each of the n examples (n,)
@@ -28,6 +29,7 @@ def momentum_of(optimizer: torch.optim.Optimizer, parameter: Tensor) -> Tensor |
     return optimizer.state.get(parameter, {}).get("momentum_buffer")
 
 
+@typed
 @dataclass(frozen=True)
 class SGDRule:
     """One step of stochastic gradient descent as torch.optim.SGD takes it, and its derivative.
@@ -188,6 +190,7 @@ def _leaves(parameters: Sequence[Tensor]) -> Parameters:
     return tuple(parameter.detach().requires_grad_() for parameter in parameters)
 
 
+@typed
 def pseudo_update_influence(
     objective: Objective[Losses], validation: ScalarLoss, theta: Tensor, *, step: float, steps: int = 1
 ) -> Tensor:

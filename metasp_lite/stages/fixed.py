@@ -37,6 +37,7 @@ from metasp_lite.calculus.losses import (
 )
 from metasp_lite.calculus.parameters import number_of_trained, pieces, trained_shapes
 from metasp_lite.calculus.solvers import Solver, solve_each
+from metasp_lite.doors import typed
 
 Stage = Curvature[Objective[ExampleLosses]]  # G or F at some θ
 
@@ -95,11 +96,13 @@ def require_objective(curvature: Curvature[Penalised], kind: type[Penalised], wh
         raise ValueError(f"the curvature is of {type(curvature.objective).__name__}: give that of {what}")
 
 
+@typed
 def target_gradients(target: Losses, theta: Tensor) -> Tensor:
     """∇ℓ(θ) of each target, ``(K, P)``."""
     return check_finite(per_example_gradients(target, theta), "the gradient of a target")
 
 
+@typed
 def head_objective(finetuning: Objective[ExampleLosses], embedding: Tensor) -> Objective[ExampleLosses]:
     """F(W, ·) for a given embedding W ``(w,)``: the finetuning objective of the head's parameters Θ alone.
 
@@ -111,6 +114,7 @@ def head_objective(finetuning: Objective[ExampleLosses], embedding: Tensor) -> O
     return Objective(ExampleLosses(head, features, losses.labels, losses.loss), finetuning.l2)
 
 
+@typed
 def fixed_sensitivity(finetuning: Stage, target: Losses, solver: Solver) -> Tensor:
     """t = f_W − F_WΘ F_ΘΘ⁻¹ f_Θ of each target, ``(K, w)``: the head is the optimum for the embedding (Theorem 1).
 
@@ -131,6 +135,7 @@ def fixed_sensitivity(finetuning: Stage, target: Losses, solver: Solver) -> Tens
     return direct[:, :w] - torch.stack(mixed)
 
 
+@typed
 def pretraining_influence(
     pretraining: Stage,
     sensitivity: Tensor,
@@ -158,6 +163,7 @@ def pretraining_influence(
     return -directional_derivatives(losses or pretraining.objective.losses, pretraining.theta, solution, batch)
 
 
+@typed
 def directional_derivatives(losses: Losses, theta: Tensor, directions: Tensor, batch: int) -> Tensor:
     """∇L(θ)·u for each row u of ``directions (K, P)``; ``(K, n)``, at most ``batch`` examples at a time.
 
@@ -181,6 +187,7 @@ def directional_derivatives(losses: Losses, theta: Tensor, directions: Tensor, b
     return check_finite(torch.cat(pieces, dim=1), "an influence")
 
 
+@typed
 def fixed_embedding(
     pretraining: Stage, finetuning: Stage, target: Losses, solver: Solver, *, batch: int = 1000
 ) -> Tensor:

@@ -16,6 +16,7 @@ from torch.func import vmap
 from metasp_lite.calculus.curvature import Curvature
 from metasp_lite.calculus.losses import Losses, check_finite
 from metasp_lite.calculus.optimum import require_optimum
+from metasp_lite.doors import typed
 from metasp_lite.influence.leaving_out import minimise_all, require_examples, retrained_without
 from metasp_lite.stages.fixed import Stage, embedding_size, head_objective, same_embedding
 from metasp_lite.stages.unrolled import Rule, ShortRun
@@ -34,6 +35,7 @@ class _LeftOut:
     embedding: Tensor  # (w,), the optimum with all
 
 
+@typed
 def leave_out(pretraining: Stage, examples: Tensor, *, fraction: float = 1.0) -> _LeftOut:
     """Retrain the first stage to its optimum without each of ``examples (L,)``; ``pretraining`` is that of G.
 
@@ -46,6 +48,7 @@ def leave_out(pretraining: Stage, examples: Tensor, *, fraction: float = 1.0) ->
     return _LeftOut(examples, retrained[:, :w], pretraining.theta[:w])
 
 
+@typed
 def fixed(left_out: _LeftOut, finetuning: Stage, target: Losses) -> Tensor:
     """Retrain the head to its optimum on each of the fixed embeddings (what Theorem 1 predicts).
 
@@ -67,6 +70,7 @@ def fixed(left_out: _LeftOut, finetuning: Stage, target: Losses) -> Tensor:
     return _changes(target, torch.cat([left_out.embeddings, heads], dim=1), start)
 
 
+@typed
 def proximal(left_out: _LeftOut, finetuning: Curvature[ProximalObjective], target: Losses) -> Tensor:
     """Retrain the whole second stage to its optimum near each embedding; ``finetuning`` is its curvature.
 
@@ -85,6 +89,7 @@ def proximal(left_out: _LeftOut, finetuning: Curvature[ProximalObjective], targe
     return _changes(target, thetas, finetuning.theta)
 
 
+@typed
 def joint(curvature: Curvature[JointObjective], target: Losses, examples: Tensor, *, fraction: float = 1.0) -> Tensor:
     """Retrain the joint optimum; ``curvature`` is that of a ``JointObjective``, ``target`` a function of [W; Θ].
 
@@ -97,6 +102,7 @@ def joint(curvature: Curvature[JointObjective], target: Losses, examples: Tensor
     return _changes(objective.of_finetuned(target), thetas, curvature.theta)
 
 
+@typed
 def finetuned_by(left_out: _LeftOut, run: Callable[[Tensor], Tensor], head: Tensor, target: Losses) -> Tensor:
     """Finetune each embedding by ``run``, a ``ShortRun``, from [W; Θ_0], all on the same batches; ``head`` is Θ_0."""
     embeddings = torch.cat([left_out.embedding[None], left_out.embeddings])  # the first is the control
@@ -105,6 +111,7 @@ def finetuned_by(left_out: _LeftOut, run: Callable[[Tensor], Tensor], head: Tens
     return _changes(target, torch.stack(thetas), control)
 
 
+@typed
 @dataclass(frozen=True)
 class Protocol(Generic[_State]):
     """How the paper retrains: some steps of Adam for each stage from the trained weights, not to an optimum."""
@@ -121,6 +128,7 @@ class Protocol(Generic[_State]):
             raise ValueError(f"steps={self.steps}, batch={self.batch}: take at least one step, on two examples or more")
 
 
+@typed
 def by_protocol(
     protocol: Protocol[_State], pretraining: Stage, finetuning: Stage, target: Losses, examples: Tensor
 ) -> Tensor:

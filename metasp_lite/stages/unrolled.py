@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.func import grad, vjp, vmap
 
 from metasp_lite.calculus.losses import Losses, check_finite
+from metasp_lite.doors import typed
 from metasp_lite.stages.fixed import target_gradients
 
 _State = TypeVar("_State")
@@ -29,6 +30,7 @@ class Rule(Protocol[_State]):
 _Moments = tuple[Tensor, Tensor, Tensor]  # m, v, t
 
 
+@typed
 @dataclass(frozen=True)
 class Adam:
     """The rule of torch.optim.Adam, as a function (Kingma and Ba, 2015)."""
@@ -47,6 +49,7 @@ class Adam:
         return theta - self.lr * step, (m, v, t)
 
 
+@typed
 @dataclass(frozen=True)
 class ShortRun(Generic[_State]):
     """A run of gradient steps on given batches: what finetuning is in practice, with no optimum at its end."""
@@ -91,6 +94,7 @@ class ShortRun(Generic[_State]):
         return check_finite(back, "the derivative of a target through the run")
 
 
+@typed
 def unrolled_sensitivity(run: ShortRun[_State], embedding: Tensor, head: Tensor, target: Losses) -> Tensor:
     """t = dℓ(θ_T)/dW of each target, ``(K, w)``, for the finetuning run that starts at [W; Θ_0]; needs no optimum.
 

@@ -15,6 +15,7 @@ from metasp_lite.calculus.curvature import Curvature
 from metasp_lite.calculus.losses import ExampleLosses, Losses, Objective
 from metasp_lite.calculus.parameters import number_of_trained
 from metasp_lite.calculus.solvers import Solver, SolverTraits, solve_each
+from metasp_lite.doors import typed
 from metasp_lite.stages.fixed import (
     directional_derivatives,
     embedding_size,
@@ -24,6 +25,7 @@ from metasp_lite.stages.fixed import (
 )
 
 
+@typed
 @dataclass(frozen=True)
 class ProximalObjective:
     """F(W, Θ) + (α/2)‖W − W*‖²: finetuning that is held near the pretrained embedding W* ``(w,)``."""
@@ -59,6 +61,7 @@ class ProximalObjective:
         return penalties
 
 
+@typed
 def proximal_sensitivity(finetuning: Curvature[ProximalObjective], target: Losses, solver: Solver) -> Tensor:
     """t = α [(F'' + α diag(I_W, 0))⁻¹ f']_W of each target, ``(K, w)``: eq. 15 read as proximal finetuning.
 
@@ -76,6 +79,7 @@ def proximal_sensitivity(finetuning: Curvature[ProximalObjective], target: Losse
     return proximal.alpha * s[:, : len(proximal.center)]
 
 
+@typed
 @dataclass(frozen=True)
 class JointObjective:
     """α G(W, U) + (1−α) F(W, Θ) as a function of [W; U; Θ] (eq. 15 read as one optimum)."""
@@ -159,6 +163,7 @@ class _Finetuned:
         return self.losses(self.joint.stages(theta)[1], index)
 
 
+@typed
 def joint_influence(
     curvature: Curvature[JointObjective], target: Losses, solver: Solver, *, batch: int = 1000
 ) -> Tensor:

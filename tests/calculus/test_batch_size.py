@@ -60,7 +60,7 @@ def test_no_graph_holds_more_examples_than_the_pieces(monkeypatch):
 
 @pytest.mark.parametrize("batch_size", [0, -1])
 def test_pieces_of_nothing_are_refused(batch_size):
-    with pytest.raises(ValueError, match=f"batch_size={batch_size} must be at least 1, or None"):
+    with pytest.raises(ValueError, match=f"batch_size={batch_size} must be a whole number, at least 1 or None"):
         Curvature(Objective(SingleLoss(lambda theta: theta.square().sum())), torch.ones(3), batch_size=batch_size)
 
 
@@ -81,7 +81,7 @@ def test_a_model_that_mixes_the_examples_of_a_piece_is_refused():
 MEMORY = """
 import resource, sys, torch
 from metasp_lite.calculus import Curvature, ExampleLosses, Objective
-from metasp_lite.calculus.losses import flatten_parameters
+from metasp_lite.calculus.parameters import flatten_parameters
 from metasp_lite.networks import lite_cnn
 torch.set_num_threads(1)
 model, n = lite_cnn().eval(), 200
