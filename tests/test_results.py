@@ -64,9 +64,7 @@ def test_a_stored_result_is_read_as_it_was_written_with_or_without_a_mark(tmp_pa
     assert results.read(path)["r"] == 0.5
 
 
-@pytest.mark.parametrize(
-    ("old", "new"), [('"r": 0.5', '"r": 0.6'), ('"r"', '"s"'), ('"sum": "', '"sum": "0'), ("0.5", "1e999")]
-)
+@pytest.mark.parametrize(("old", "new"), [('"r": 0.5', '"r": 0.6'), ('"r"', '"s"'), ('"sum": "', '"sum": "0')])
 def test_another_number_or_name_in_a_result_is_noticed(tmp_path, old, new):
     path = tmp_path / "runs.json"
     results.write(path, [{"name": "λ", "r": 0.1, "of": {2: (1, None), 10: []}}, {"r": 0.5}])

@@ -35,17 +35,11 @@ def check_on(run: Run, stream: Stream) -> None:
     """Ask of the images, the network, the memory and the machine together.
 
     Raises:
-        ValueError: when the network cannot take the images; when they can be shifted out of sight; when the memory is
-            larger than what there is to store; when a batch has a single example that batch-norm cannot train on; when
+        ValueError: when the network cannot take the images; when the memory is larger than what there is to store; when a batch has a single example that batch-norm cannot train on; when
             the images of a step do not fit into the memory that is free.
     """
     shape, largest = tuple(stream.images.shape[1:]), max(len(task.train) for task in stream.tasks)
     count = min(run.recipe.batch, largest)
-    if run.stream.padding >= min(shape[1:]):
-        raise ValueError(
-            f"padding={run.stream.padding} can shift images of {_pixels(shape)} out of sight; "
-            f"give less than {min(shape[1:])}"
-        )
     if isinstance(run.settings, MemorySettings):
         if run.settings.memory > len(stream.labels):
             raise ValueError(

@@ -50,7 +50,7 @@ def _require_scheduler(address: str) -> None:
     """Refuse an address at which no Dask scheduler answers; what distributed itself says then fills a screen."""
     if importlib.util.find_spec("distributed") is None:
         raise ValueError("a Dask cluster needs the package's extra: pip install -e '.[dask]'")
-    from dask import distributed
+    distributed = importlib.import_module("distributed")
 
     try:
         distributed.Client(address, timeout=_SCHEDULER_SECONDS, set_as_default=False).close()

@@ -1,5 +1,6 @@
 """The workers of a grid: they end with it, however it ends, there are no more than runs, and a scheduler answers."""
 
+import contextlib
 import json
 import os
 import signal
@@ -56,12 +57,16 @@ def test_workers_end_within_seconds_of_the_grid_and_leave_nothing_half_written(n
         start_new_session=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     ) as process:
-        assert until(lambda: len(list(out.glob("*/checkpoint.pt"))) == 2, 240)
-        workers_of_it = children(process.pid)
-        assert len(workers_of_it) >= 2
-        process.send_signal(number)
-        assert until(lambda: not any(map(is_there, [process.pid, *workers_of_it])), 30)
-        said = process.stderr.read().decode()
+        try:
+            assert until(lambda: len(list(out.glob("*/checkpoint.pt"))) == 2, 240)
+            workers_of_it = children(process.pid)
+            assert len(workers_of_it) >= 2
+            process.send_signal(number)
+            assert until(lambda: not any(map(is_there, [process.pid, *workers_of_it])), 30)
+            said = process.stderr.read().decode()
+        finally:  # a test that fails leaves none behind, and does not wait for 100,000 epochs
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
     assert process.returncode == {signal.SIGKILL: -9, signal.SIGINT: 130}.get(number, 128 + number)
     if number != signal.SIGKILL:
         assert "metasp_lite: interrupted; the same command goes on from the last checkpoint" in said

@@ -39,7 +39,7 @@ def rows_of_settings():
 
 
 TRAIN = "train --stream {folder} --method er --out {out} --set epochs=1 --set network=mlp"
-GRID = 'streams = ["{folder}"]\nmethods = ["er"]\nseeds = [1]\n[set]\nepochs = 1\nnetwork = "mlp"\n'
+GRID = 'streams = ["{folder}"]\nmethods = ["er"]\nseeds = [1]\nmemory = [12]\n[set]\nepochs = 1\nnetwork = "mlp"\n'
 
 LINES = {  # a command line, and what its refusal says
     "": "required: command",
@@ -105,11 +105,11 @@ LINES = {  # a command line, and what its refusal says
     TRAIN + f" --set memory_batch={HUGE}": "memory_batch",
     TRAIN + " --set lr=1e300": "lr=1e\\+300",
     TRAIN + " --set weight_decay=1e300": "weight_decay=1e\\+300",
-    TRAIN + " --set lr=1e30": "lower lr",
+    TRAIN + " --memory 12 --set lr=1e30": "lower lr",
     TRAIN + " --threads 5000": "threads=5000",
     TRAIN + " --set padding=8": "padding=8",
     TRAIN + " --set padding=1000000": "padding=1000000",
-    TRAIN + " --set size=65536": "size=65536",
+    TRAIN + " --set size=65536": "65536×65536 pixels needs at least .* GB",
     TRAIN + " nonsense": "nonsense",
     "train --stream {folder} --method fine-tune --out {out} --memory 5": "fine-tune has no memory",
     "train --stream {folder} --method gem --out {out} --memory 1": "memory=1",
