@@ -35,8 +35,9 @@ def check_on(run: Run, stream: Stream) -> None:
     """Ask of the images, the network, the memory and the machine together.
 
     Raises:
-        ValueError: when the network cannot take the images; when the memory is larger than what there is to store; when a batch has a single example that batch-norm cannot train on; when
-            the images of a step do not fit into the memory that is free.
+        ValueError: when the network cannot take the images; when the memory is larger than what there is to store; when
+            a batch has a single example that batch-norm cannot train on; when the images of a step do not fit into the
+            memory that is free.
     """
     shape, largest = tuple(stream.images.shape[1:]), max(len(task.train) for task in stream.tasks)
     count = min(run.recipe.batch, largest)
