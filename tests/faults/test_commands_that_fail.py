@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from helpers.faults import trials
 
-KINDS = ("kills of a grid", "pairs", "disks", "disks of results", "kills of a run", "kills of a grid on two processes")
+KINDS = ("kills of a grid", "pairs", "disks", "disks of results", "kills of a run")
 SCRIPT = Path(__file__).parents[1] / "helpers" / "forked_faults.py"
 GRID = """streams = ["{folder}"]
 methods = ["er"]
@@ -55,10 +55,7 @@ def ended(folder, tmp_path_factory) -> dict[str, dict[str, int]]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "kind",
-    ["kills of a grid", "pairs", "disks", "disks of results", "kills of a run", "kills of a grid on two processes"],
-)
+@pytest.mark.parametrize("kind", KINDS)
 def test_nothing_is_lost(kind, ended, tally):
     if kind not in ended:
         pytest.skip("needs unshare and mount" if "disk" in kind else "one of the long trials: make test-faults")
