@@ -4,6 +4,7 @@ import contextlib
 import functools
 import importlib.util
 import os
+import subprocess
 import sys
 import threading
 import time
@@ -17,6 +18,8 @@ from metasp_lite.continual.place import clear
 
 _GLANCE = 0.5  # seconds between two looks at whether the process that asked is still there
 _SCHEDULER_SECONDS = 10  # in which a scheduler has to answer
+_STARTING_SECONDS = 20  # of a Python that imports distributed, on a busy machine
+_ASK = "import sys, distributed; distributed.Client(sys.argv[1], timeout=float(sys.argv[2]), set_as_default=False)"
 
 
 @contextlib.contextmanager
@@ -50,16 +53,17 @@ def _require_scheduler(address: str) -> None:
     """Refuse an address at which no Dask scheduler answers; what distributed itself says then fills a screen."""
     if importlib.util.find_spec("distributed") is None:
         raise ValueError("a Dask cluster needs the package's extra: pip install -e '.[dask]'")
-    distributed = importlib.import_module("distributed")
-
-    try:
-        distributed.Client(address, timeout=_SCHEDULER_SECONDS, set_as_default=False).close()
-    except Exception as error:  # whatever an address that is none, or another program behind it, leads to
-        reason = (str(error) or type(error).__name__).splitlines()[0]
+    try:  # in a process of its own, which ends: a program that takes the connection and says nothing holds the client
+        asking = [sys.executable, "-c", _ASK, address, str(_SCHEDULER_SECONDS)]
+        asked = subprocess.run(asking, capture_output=True, check=False, timeout=_SCHEDULER_SECONDS + _STARTING_SECONDS)
+        reason = "" if asked.returncode == 0 else (asked.stderr.decode(errors="replace").split("\n")[-2:] or [""])[0]
+    except subprocess.TimeoutExpired:
+        reason = "it takes the connection and says nothing"
+    if reason:
         raise ValueError(
             f"no Dask scheduler answers at {address!r} ({reason}); start one (dask scheduler) and give the address "
             "that it prints, tcp://…"
-        ) from error
+        )
 
 
 def _end_with(starter: int) -> None:
