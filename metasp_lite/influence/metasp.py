@@ -59,7 +59,8 @@ def printed(stability: Tensor, plasticity: Tensor, stability_loss: Tensor, plast
     There the pseudo-update descends on ℓ(B) + EᵀL(B), whose mean ℓ(B) is divided by n and whose E is not: the
     influences are n times those of ``MetaSPStep``.  γ* (eq. 11) does not depend on the scale.
     """
-    gamma, fused = min_norm_pair(len(stability) * stability, len(plasticity) * plasticity)
+    gamma, fused = min_norm_pair(stability, plasticity)
+    fused = len(fused) * fused
     return Fusion(gamma, fused, 1 / len(fused) - fused)
 
 

@@ -1,5 +1,6 @@
 """Many runs: the product that a file asks for, on processes and a cluster; runs that fail and workers that die."""
 
+import contextlib
 import json
 import os
 import shlex
@@ -22,7 +23,7 @@ from joblib.externals.loky import reusable_executor
 
 from metasp_lite import __main__ as program
 from metasp_lite import settings
-from metasp_lite.continual import grid, training
+from metasp_lite.continual import grid, training, workers
 from metasp_lite.continual.run import Run
 
 FEW = {name: SETTINGS[name] for name in ("epochs", "batch", "lr", "momentum")}
@@ -73,9 +74,10 @@ def when(condition: Callable[[], bool], action: Callable[[], None], seconds: flo
     def watch() -> None:
         end = time.monotonic() + seconds
         while time.monotonic() < end:
-            if condition():
-                action()
-                return
+            with contextlib.suppress(FileNotFoundError):  # a folder may go while it is listed
+                if condition():
+                    action()
+                    return
             time.sleep(0.005)
 
     thread = threading.Thread(target=watch)
@@ -315,7 +317,7 @@ def test_a_cluster_whose_worker_is_killed_loses_nothing(folder, tmp_path, expect
 
 def test_a_cluster_without_dask_says_what_to_install(folder, tmp_path, monkeypatch, capsys):
     path = file_of(tmp_path / "grid.toml", folder, ["er"], [1])
-    monkeypatch.setattr(grid.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(workers.importlib.util, "find_spec", lambda name: None)
     assert program.main(["grid", str(path), "--out", str(tmp_path / "out"), "--dask", "tcp://127.0.0.1:1"]) == 1
     assert "pip install -e '.[dask]'" in capsys.readouterr().err
 

@@ -475,7 +475,7 @@ LEARNT = {
         says={"method": "method"},
     ),
     "names": Door(presets.names, lambda: {"method": "er"}, lambda: {"method": NO_WORD}),
-    "make": Door(streams.make, dict, lambda: {"chosen": NO_OBJECT, "device": {"text": "x", "number": 1}}, costs=True),
+    "make": Door(streams.make, dict, lambda: {"chosen": NO_OBJECT, "device": {"number": 1.5}}, costs=True),
     "StreamSettings": Door(
         streams.StreamSettings,
         lambda: {"data": "x", "classes_per_task": 2},

@@ -22,8 +22,13 @@ def test_the_study_says_of_each_run_what_training_it_alone_gives(tmp_path):
         overrides = {**few, "lr": row["lr"], **({"variant": row["variant"]} if row["variant"] else {})}
         chosen = {"profile": row["profile"], "memory": row["memory"], "overrides": overrides}
         run = presets.build(row["stream"], row["method"], row["seed"], **chosen)
+        if not row["finished"]:  # the weights have no bound, or the first of them could not have stopped
+            assert row["variant"] in ("printed", "mixed")
+            with pytest.raises(FloatingPointError):
+                train(run, tmp_path / str(number))
+            continue
         alone = train(run, tmp_path / str(number))["class_incremental"]["a_inf"]
-        assert (row["finished"], row["error"]) == (True, None)
+        assert row["error"] is None
         assert row["a_inf_class_incremental"] == pytest.approx(alone, abs=1e-6)  # rounded to six places
 
 
