@@ -120,7 +120,8 @@ def test_a_runs_own_result_is_its_own_in_every_locale(tmp_path):
     for name in ("train", "test"):
         text = (folder / f"{name}.csv").read_text("utf-8").replace(",a", ",\u00e4").replace(",b", ",\u732b")
         (folder / f"{name}.csv").write_text(text, "utf-8-sig")
-    grid = f'# \u03bb\nstreams = ["{folder}"]\nmethods = ["er"]\nseeds = [1]\nmemory = [8]\n[set]\nepochs = 1\nnetwork = \'mlp\'\n'
+    grid = f'# \u03bb\nstreams = ["{folder}"]\nmethods = ["er"]\nseeds = [1]\nmemory = [8]\n'
+    grid += "[set]\nepochs = 1\nnetwork = 'mlp'\n"
     (tmp_path / "grid.toml").write_text(grid, "utf-8")
     code = """
 import sys
