@@ -56,14 +56,16 @@ def _require_scheduler(address: str) -> None:
     try:  # in a process of its own, which ends: a program that takes the connection and says nothing holds the client
         asking = [sys.executable, "-c", _ASK, address, str(_SCHEDULER_SECONDS)]
         asked = subprocess.run(asking, capture_output=True, check=False, timeout=_SCHEDULER_SECONDS + _STARTING_SECONDS)
-        reason = "" if asked.returncode == 0 else (asked.stderr.decode(errors="replace").split("\n")[-2:] or [""])[0]
+        if asked.returncode == 0:
+            return
+        said = asked.stderr.decode(errors="replace").splitlines()
+        reason = said[-1] if said else f"the client ended with status {asked.returncode}"
     except subprocess.TimeoutExpired:
         reason = "it takes the connection and says nothing"
-    if reason:
-        raise ValueError(
-            f"no Dask scheduler answers at {address!r} ({reason}); start one (dask scheduler) and give the address "
-            "that it prints, tcp://…"
-        )
+    raise ValueError(
+        f"no Dask scheduler answers at {address!r} ({reason}); start one (dask scheduler) and give the address "
+        "that it prints, tcp://…"
+    )
 
 
 def _end_with(starter: int) -> None:
