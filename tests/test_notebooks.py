@@ -285,7 +285,7 @@ def test_notebook_04_runs_on_real_split_cifar_10(tmp_path: Path, real: Callable[
         # of the bundled images, which the notebook's own run has at full length
         'overrides={"variant": variant}': 'overrides={"variant": variant, "epochs": 2, "late_epochs": 1}',
     }
-    done = execution.execute(edited(FOLDER / "04-training-metasp-on-split-cifar.ipynb", edits, tmp_path))
+    done = execution.execute(edited(FOLDER / "06-training-metasp.ipynb", edits, tmp_path))
     assert done.error is None
     assert any("network lite-cnn" in output.get("text", "") for output in outputs(done.notebook))
 
@@ -299,5 +299,5 @@ def test_notebook_06_runs_on_real_mnist(tmp_path: Path, real: Callable[..., None
         "problem.short_run(steps=100)": "problem.short_run(steps=30)",
         "problem.short_run(steps=100, seed=3)": "problem.short_run(steps=30, seed=3)",
     }
-    path = edited(FOLDER / "06-where-did-the-finetuned-model-learn-that.ipynb", edits, tmp_path)
+    path = edited(FOLDER / "08-where-did-the-finetuned-model-learn-that.ipynb", edits, tmp_path)
     assert execution.execute(path).error is None
