@@ -9,6 +9,8 @@ import hashlib
 import io
 import os
 import re
+import shutil
+import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -29,16 +31,20 @@ def read_images(root: Path, listing: Listing, decoding: Decoding) -> np.ndarray:
     """Return the images of ``listing``, (N, C, H, W) uint8, memory-mapped from the cache; writing to them is private.
 
     The first call decodes all files and writes the cache; a change of any file's name, size or time, or another file
-    in its place, builds it anew.
+    in its place, builds it anew; so does damage to the cache, with a warning.
 
     Raises:
-        ValueError: as ``decode``.
+        ValueError: as ``decode``; when the cache would lie among the images.
         OSError: when the cache cannot be written, with the space it needs; when a file changes while it is read.
     """
     kind, fingerprint = _cache_kind(root, listing, decoding), _fingerprint(listing)
     path = settings.cache_dir() / f"{kind}-{fingerprint}.npy"
+    if path.resolve().is_relative_to(root.resolve()):
+        raise ValueError(f"the cache {path.parent} lies inside the images of {root}; set METASP_CACHE to another folder")
     if (images := _open_cache(path, listing, decoding)) is not None:
         return images
+    if path.exists():
+        warnings.warn(f"the cache {path} is damaged; it is built anew from the images", stacklevel=2)
     _build_cache(path, listing, decoding)
     _remove_stale(kind, keep=path)
     if _fingerprint(listing) != fingerprint:
@@ -93,7 +99,10 @@ def _build_cache(path: Path, listing: Listing, decoding: Decoding) -> None:
     header = io.BytesIO()
     np.lib.format.write_array_header_1_0(header, {"descr": "|u1", "fortran_order": False, "shape": shape})
     digest = hashlib.sha256(header.getvalue())
+    need = np.prod(shape) / 2**20
     try:
+        if (free := _free_mib(path)) < need:
+            raise OSError(f"only {free:,.1f} MiB are free")
         with files.replacing(path) as file:
             file.write(header.getvalue())
             for images in _decoded(listing, decoding, first):
@@ -101,12 +110,16 @@ def _build_cache(path: Path, listing: Listing, decoding: Decoding) -> None:
                 digest.update(images.data)
             file.write(digest.digest())
     except OSError as error:
-        need = f"{np.prod(shape) / 2**20:,.0f} MiB"
         reason = error.strerror or error
         raise OSError(
-            f"cannot write the cache {path} ({reason}); it needs {need}: free space or permit it, "
+            f"cannot write the cache {path} ({reason}); it needs {need:,.1f} MiB: free space or permit it, "
             "or set METASP_CACHE to another folder"
         ) from error
+
+
+def _free_mib(path: Path) -> float:
+    """Return how much the disk that ``path`` is to lie on can still take; the folders above it may not exist yet."""
+    return shutil.disk_usage(next(folder for folder in path.parents if folder.is_dir())).free / 2**20
 
 
 def _settled_by_first(listing: Listing, decoding: Decoding) -> tuple[Decoding, np.ndarray]:

@@ -53,8 +53,9 @@ def test_stored_results(tmp_path, tally):
     hold(tally, ended)
 
 
+@pytest.mark.filterwarnings("ignore:the cache .* is damaged; it is built anew")
 def test_caches(home, tally):
-    """Built anew from the images, which are whole."""
+    """Built anew from the images, which are whole, with a warning."""
     make_tree(home / "toy")
     expected, ended, draw = sources.load("toy").images.tolist(), [], draw_of("cache")
     (path,) = settings.cache_dir().iterdir()

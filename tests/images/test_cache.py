@@ -134,8 +134,9 @@ def test_a_flipped_bit_of_the_cache_is_not_served(home):
         damaged = bytearray(whole)
         damaged[place] ^= 1 << place % 8
         path.write_bytes(damaged)
-        assert torch.equal(sources.load("toy").images, expected)
-        assert path.read_bytes() == whole  # built anew
+        with pytest.warns(UserWarning, match=r"the cache \S+\.npy is damaged; it is built anew"):
+            assert torch.equal(sources.load("toy").images, expected)
+        assert path.read_bytes() == whole
 
 
 def test_the_sum_is_cheap(tmp_path):
@@ -188,7 +189,8 @@ def test_a_damaged_cache_is_built_anew(home, content, summed):
     path = settings.cache_dir() / name
     path.unlink()
     path.write_bytes(content + hashlib.sha256(content).digest() * summed)
-    assert torch.equal(sources.load("toy").images, expected)
+    with pytest.warns(UserWarning, match=r"the cache \S+\.npy is damaged"):
+        assert torch.equal(sources.load("toy").images, expected)
     assert cache_files() == [name]
     assert np.array_equal(np.load(path), expected.numpy())
 
@@ -220,6 +222,29 @@ def test_a_full_disk_is_said_clearly_and_leaves_nothing_behind(home, tmp_path):
     assert os.strerror(errno.EFBIG) in done.stdout
     assert "MiB: free space" in done.stdout
     assert cache_files() == []
+
+
+def test_a_disk_too_small_for_the_cache_is_refused_before_a_byte_is_written(home, monkeypatch):
+    make_tree(home / "toy", shape=(20, 20, 3))
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(10**9, 10**9, 1000))
+    monkeypatch.setattr(cache.files, "replacing", None)
+    with pytest.raises(OSError, match=r"cannot write the cache \S+ \(only 0\.0 MiB are free\); it needs 0\.0 MiB: free space"):
+        sources.load("toy")
+    assert cache_files() == []
+
+
+@pytest.mark.parametrize("inside", ["", "train", "train/cat", "cache/of/mine", "linked"])
+def test_a_cache_among_the_images_is_refused_and_leaves_them_alone(home, monkeypatch, tmp_path, inside):
+    root = make_tree(home / "toy")
+    place = root / inside
+    if inside == "linked":
+        place = tmp_path / "linked"
+        place.symlink_to(root / "train")
+    before = sorted(root.rglob("*"))
+    monkeypatch.setenv("METASP_CACHE", str(place))
+    with pytest.raises(ValueError, match="lies inside the images of .*toy; set METASP_CACHE to another folder"):
+        sources.load("toy")
+    assert sorted(root.rglob("*")) == before
 
 
 def test_a_cache_folder_that_cannot_be_made_is_said_clearly(home, tmp_path):
