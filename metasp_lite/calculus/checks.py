@@ -183,6 +183,26 @@ def can_be_looked_at(*tensors: Tensor) -> bool:
     return True
 
 
+def check_finite(values: Tensor, what: str) -> Tensor:
+    """Return ``values`` unchanged.
+
+    Raises:
+        FloatingPointError: when a number in it is NaN or infinite; names ``what`` and the first place.
+    """
+    if not torch.isfinite(values).all():
+        where = int((~torch.isfinite(values.flatten())).nonzero()[0])
+        raise FloatingPointError(
+            f"{what} is {values.flatten()[where].item()} at position {where}; "
+            "check the inputs for NaN, lower the step size or raise the regularisation"
+        )
+    return values
+
+
+def check_finite_if_seen(values: Tensor, what: str) -> Tensor:
+    """Return ``values`` unchanged; raises as ``check_finite``, but not under vmap, where numbers cannot be read."""
+    return check_finite(values, what) if can_be_looked_at(values) else values
+
+
 def evaluated(function: Callable[..., Tensor], theta: Tensor, *arguments: Tensor) -> Tensor:
     """Return the function's value at θ and the arguments.
 

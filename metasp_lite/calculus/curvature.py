@@ -10,9 +10,10 @@ import scipy.sparse.linalg
 import torch
 from torch import Tensor
 
+from metasp_lite.calculus.checks import check_finite
 from metasp_lite.calculus.first_layer import first_linear, hessian_by_first_layer
 from metasp_lite.calculus.forward import has_no_rule
-from metasp_lite.calculus.losses import ExampleLosses, Penalised, check_finite, require_losses
+from metasp_lite.calculus.losses import ExampleLosses, Penalised, require_losses
 from metasp_lite.calculus.parameters import require_places, require_vector
 from metasp_lite.calculus.second_order import Graph, differentiated, gradient_graph, hessian_by_products
 from metasp_lite.doors import Count, typed

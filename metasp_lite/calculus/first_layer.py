@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.func import grad, jvp
 
+from metasp_lite.calculus.checks import check_finite
 from metasp_lite.calculus.forward import outputs_at
-from metasp_lite.calculus.losses import ExampleLosses, check_finite
+from metasp_lite.calculus.losses import ExampleLosses
 from metasp_lite.calculus.parameters import pieces
 
 

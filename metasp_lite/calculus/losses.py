@@ -13,6 +13,7 @@ from torch.func import grad, jvp, vmap
 from metasp_lite.calculus.checks import (
     Losses,
     can_be_looked_at,
+    check_finite_if_seen,
     evaluated,
     model_stays,
     no_random_numbers,
@@ -52,21 +53,6 @@ with warnings.catch_warnings():
     # On its first forward-mode derivative torch scripts its own rules and warns that this is deprecated; taken here.
     warnings.simplefilter("ignore", FutureWarning)
     jvp(torch.sin, (torch.zeros(1),), (torch.ones(1),))
-
-
-def check_finite(values: Tensor, what: str) -> Tensor:
-    """Return ``values`` unchanged.
-
-    Raises:
-        FloatingPointError: when a number in it is NaN or infinite; names ``what`` and the first place.
-    """
-    if not torch.isfinite(values).all():
-        where = int((~torch.isfinite(values.flatten())).nonzero()[0])
-        raise FloatingPointError(
-            f"{what} is {values.flatten()[where].item()} at position {where}; "
-            "check the inputs for NaN, lower the step size or raise the regularisation"
-        )
-    return values
 
 
 class ExampleLosses:
@@ -230,6 +216,7 @@ def gradient(objective: ScalarLoss, theta: Tensor) -> Tensor:
 
     Raises:
         ValueError: when θ is not a vector of float32 or float64, or the function does not return one such number.
+        FloatingPointError: when a number of it is NaN or infinite.
     """
     require_theta(theta)
 
@@ -244,11 +231,12 @@ def gradient(objective: ScalarLoss, theta: Tensor) -> Tensor:
     if isinstance(objective, Objective):
         require_losses(objective.losses, theta)
     try:
-        return grad(scalar)(theta).clone()
+        found = grad(scalar)(theta).clone()
     except RuntimeError as error:
         if not has_no_rule(error):
             raise
-        return plain_gradient(scalar, theta)
+        found = plain_gradient(scalar, theta)
+    return check_finite_if_seen(found, "the gradient")
 
 
 @typed
@@ -259,6 +247,7 @@ def per_example_gradients(losses: Losses, theta: Tensor) -> Tensor:
 
     Raises:
         ValueError: when the losses are not one for each example.
+        FloatingPointError: when a number of it is NaN or infinite.
     """
     require_losses(losses, theta)
 
@@ -267,11 +256,12 @@ def per_example_gradients(losses: Losses, theta: Tensor) -> Tensor:
 
     every = torch.arange(len(losses), device=theta.device)
     try:
-        return vmap(one)(every).contiguous()
+        found = vmap(one)(every).contiguous()
     except RuntimeError as error:
         if not has_no_rule(error):
             raise
-        return torch.stack([_gradient_alone(losses, theta, index) for index in every])
+        found = torch.stack([_gradient_alone(losses, theta, index) for index in every])
+    return check_finite_if_seen(found, "the gradient of an example")
 
 
 @typed
@@ -282,16 +272,18 @@ def loss_directional_derivatives(losses: Losses, theta: Tensor, direction: Tenso
 
     Raises:
         ValueError: when the losses are not one for each example, or when u is not like θ.
+        FloatingPointError: when a number of it is NaN or infinite.
     """
     require_losses(losses, theta)
     require_vector(direction, theta, "the direction")
     try:
-        return require_one_each(jvp(losses, (theta,), (direction,))[1], len(losses)).clone()
+        found = require_one_each(jvp(losses, (theta,), (direction,))[1], len(losses)).clone()
     except RuntimeError as error:
         if not has_no_rule(error):
             raise
         every = torch.arange(len(losses), device=theta.device)
-        return torch.stack([_gradient_alone(losses, theta, index) @ direction for index in every])
+        found = torch.stack([_gradient_alone(losses, theta, index) @ direction for index in every])
+    return check_finite_if_seen(found, "the derivative of an example's loss")
 
 
 def _gradient_alone(losses: Losses, theta: Tensor, index: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from metasp_lite.calculus.losses import check_finite
+from metasp_lite.calculus.checks import check_finite
 from metasp_lite.doors import typed
 
 

@@ -6,8 +6,9 @@ from collections import deque
 import torch
 from torch import Tensor
 
+from metasp_lite.calculus.checks import check_finite
 from metasp_lite.calculus.curvature import Curvature, NegativeCurvatureError, NotConvergedError
-from metasp_lite.calculus.losses import Penalised, check_finite, require_losses
+from metasp_lite.calculus.losses import Penalised, require_losses
 from metasp_lite.calculus.solvers import ConjugateGradient
 from metasp_lite.doors import Count, Positive, Whole, typed
 

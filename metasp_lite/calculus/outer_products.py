@@ -5,9 +5,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from metasp_lite.calculus.checks import check_finite
 from metasp_lite.calculus.curvature import Curvature, singular_to_rounding
 from metasp_lite.calculus.first_layer import is_plain
-from metasp_lite.calculus.losses import ExampleLosses, Penalised, check_finite, per_example_gradients
+from metasp_lite.calculus.losses import ExampleLosses, Penalised, per_example_gradients
 from metasp_lite.calculus.solving import SolverTraits, right_hand_side
 from metasp_lite.doors import typed
 

@@ -3,8 +3,9 @@
 import torch
 from torch import Tensor
 
+from metasp_lite.calculus.checks import check_finite
 from metasp_lite.calculus.forward import has_no_rule
-from metasp_lite.calculus.losses import ScalarLoss, check_finite
+from metasp_lite.calculus.losses import ScalarLoss
 
 Graph = tuple[Tensor, Tensor]  # θ as a leaf (P,), and ∇J(θ) (P,) with its history
 

@@ -7,8 +7,9 @@ from typing import ClassVar, Protocol
 import torch
 from torch import Tensor
 
+from metasp_lite.calculus.checks import check_finite
 from metasp_lite.calculus.curvature import Curvature, NegativeCurvatureError
-from metasp_lite.calculus.losses import Penalised, check_finite
+from metasp_lite.calculus.losses import Penalised
 from metasp_lite.calculus.parameters import require_vector
 from metasp_lite.doors import typed
 

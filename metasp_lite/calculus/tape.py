@@ -16,7 +16,7 @@ from torch.autograd import forward_ad
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from metasp_lite.calculus.losses import check_finite
+from metasp_lite.calculus.checks import check_finite
 
 _BILINEAR = (F.conv1d, F.conv2d, F.conv3d, F.linear)
 _Function = Callable[[tuple[Tensor, ...]], Tensor]  # parameters -> value

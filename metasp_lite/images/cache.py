@@ -40,7 +40,9 @@ def read_images(root: Path, listing: Listing, decoding: Decoding) -> np.ndarray:
     kind, fingerprint = _cache_kind(root, listing, decoding), _fingerprint(listing)
     path = settings.cache_dir() / f"{kind}-{fingerprint}.npy"
     if path.resolve().is_relative_to(root.resolve()):
-        raise ValueError(f"the cache {path.parent} lies inside the images of {root}; set METASP_CACHE to another folder")
+        raise ValueError(
+            f"the cache {path.parent} lies inside the images of {root}; set METASP_CACHE to another folder"
+        )
     if (images := _open_cache(path, listing, decoding)) is not None:
         return images
     if path.exists():

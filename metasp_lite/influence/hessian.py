@@ -7,13 +7,12 @@ lowers the validation loss.  (The MetaSP paper's prose calls such an example "po
 import torch
 from torch import Tensor
 
-from metasp_lite.calculus.checks import Part
+from metasp_lite.calculus.checks import Part, check_finite
 from metasp_lite.calculus.curvature import Curvature
 from metasp_lite.calculus.losses import (
     Losses,
     Penalised,
     ScalarLoss,
-    check_finite,
     gradient,
     loss_directional_derivatives,
     require_losses,

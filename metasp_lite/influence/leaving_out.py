@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 from torch.func import grad, vmap
 
+from metasp_lite.calculus.checks import check_finite
 from metasp_lite.calculus.curvature import Curvature, NotConvergedError
-from metasp_lite.calculus.losses import Objective, Penalised, ScalarLoss, SingleLoss, check_finite
+from metasp_lite.calculus.losses import Objective, Penalised, ScalarLoss, SingleLoss
 from metasp_lite.calculus.optimum import minimise, require_optimum
 from metasp_lite.calculus.solvers import Exact
 from metasp_lite.doors import Count, Whole, typed

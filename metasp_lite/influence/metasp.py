@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from metasp_lite.calculus.checks import refuse_shared_layers
-from metasp_lite.calculus.losses import Examples, LossFunction, check_finite, cross_entropy, losses_at
+from metasp_lite.calculus.checks import check_finite, refuse_shared_layers
+from metasp_lite.calculus.losses import Examples, LossFunction, cross_entropy, losses_at
 from metasp_lite.calculus.min_norm import min_norm_pair
 from metasp_lite.doors import typed
 from metasp_lite.influence.pseudo_update import Parameters, PseudoUpdate, SGDRule, mean_and_gradient, momentum_of

@@ -8,8 +8,8 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from metasp_lite.calculus.checks import no_random_numbers, require_one_each
-from metasp_lite.calculus.losses import Losses, Objective, ScalarLoss, check_finite, gradient, require_losses
+from metasp_lite.calculus.checks import check_finite, no_random_numbers, require_one_each
+from metasp_lite.calculus.losses import Losses, Objective, ScalarLoss, gradient, require_losses
 from metasp_lite.calculus.tape import Tape
 from metasp_lite.doors import typed
 

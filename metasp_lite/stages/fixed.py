@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from metasp_lite.calculus.checks import Part
+from metasp_lite.calculus.checks import Part, check_finite
 from metasp_lite.calculus.curvature import Curvature, NegativeCurvatureError
 from metasp_lite.calculus.forward import outputs_at
 from metasp_lite.calculus.losses import (
@@ -31,7 +31,6 @@ from metasp_lite.calculus.losses import (
     Losses,
     Objective,
     Penalised,
-    check_finite,
     loss_directional_derivatives,
     per_example_gradients,
 )

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 from torch.func import vmap
 
+from metasp_lite.calculus.checks import check_finite
 from metasp_lite.calculus.curvature import Curvature
-from metasp_lite.calculus.losses import Losses, check_finite
+from metasp_lite.calculus.losses import Losses
 from metasp_lite.calculus.optimum import require_optimum
 from metasp_lite.doors import typed
 from metasp_lite.influence.leaving_out import minimise_all, require_examples, retrained_without

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 from torch.func import grad, vjp, vmap
 
-from metasp_lite.calculus.losses import Losses, check_finite
+from metasp_lite.calculus.checks import check_finite
+from metasp_lite.calculus.losses import Losses
 from metasp_lite.doors import typed
 from metasp_lite.stages.fixed import target_gradients
 

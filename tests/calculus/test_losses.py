@@ -12,12 +12,12 @@ from torch import nn
 from torch.nn import functional as F
 
 from metasp_lite.calculus import curvature
+from metasp_lite.calculus.checks import check_finite
 from metasp_lite.calculus.labels import binary_cross_entropy
 from metasp_lite.calculus.losses import (
     ExampleLosses,
     Objective,
     SingleLoss,
-    check_finite,
     cross_entropy,
     gradient,
     loss_directional_derivatives,

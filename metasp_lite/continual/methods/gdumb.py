@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from metasp_lite.calculus.losses import check_finite
+from metasp_lite.calculus.checks import check_finite
 from metasp_lite.continual.learner import Batch, Learner
 from metasp_lite.continual.methods.base import MemorySettings, Rehearsal
 

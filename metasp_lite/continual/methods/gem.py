@@ -8,7 +8,7 @@ import torch
 from scipy.optimize import nnls
 from torch import Tensor
 
-from metasp_lite.calculus.losses import check_finite
+from metasp_lite.calculus.checks import check_finite
 from metasp_lite.continual.buffer import balanced_choice
 from metasp_lite.continual.learner import Batch, Learner
 from metasp_lite.continual.methods.base import M_co, MemorySettings, MethodSettings, Rehearsal, plain_step

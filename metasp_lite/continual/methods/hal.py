@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from metasp_lite.calculus.losses import check_finite, cross_entropy
+from metasp_lite.calculus.checks import check_finite
+from metasp_lite.calculus.losses import cross_entropy
 from metasp_lite.continual.learner import Batch, Learner, evaluating, rehearse
 from metasp_lite.continual.methods.base import MemorySettings, Rehearsal, features_of, virtual_step
 

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from metasp_lite.calculus.losses import ExampleLosses, check_finite, losses_at, per_example_gradients
+from metasp_lite.calculus.checks import check_finite
+from metasp_lite.calculus.losses import ExampleLosses, losses_at, per_example_gradients
 from metasp_lite.calculus.parameters import flatten_parameters
 from metasp_lite.continual.learner import Batch, Learner, evaluating, rehearse
 from metasp_lite.continual.methods.base import MemorySettings, Rehearsal, plain_step, virtual_step
