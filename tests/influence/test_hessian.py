@@ -65,7 +65,7 @@ def test_influence_refuses_numbers_that_are_not_finite(fitted_ridge):
     x, y = data.x.clone(), data.y.clone()
     x[2, 0] = math.nan
     bad = ExampleLosses(data.objective.losses.model, x, y, data.objective.losses.loss)
-    with pytest.raises(FloatingPointError, match="an influence is nan at position 2"):
+    with pytest.raises(FloatingPointError, match="the derivative of an example's loss is nan at position 2"):
         influence(bad, data.validation, curvature, Exact())
-    with pytest.raises(FloatingPointError, match="the right-hand side is nan"):
+    with pytest.raises(FloatingPointError, match="the gradient is nan"):
         influence(data.objective.losses, Objective(bad), curvature, Exact())
