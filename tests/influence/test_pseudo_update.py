@@ -351,5 +351,5 @@ def test_a_pseudo_update_that_explodes_is_refused(fitted_ridge):
 
 def test_pseudo_update_refuses_a_validation_loss_that_is_not_finite(fitted_ridge):
     data, _ = fitted_ridge
-    with pytest.raises(FloatingPointError, match="a directional derivative is nan"):
+    with pytest.raises(FloatingPointError, match="the gradient is nan"):
         pseudo_update_influence(data.objective, nan_validation(data), randn(8, seed=6), step=0.1)

@@ -215,7 +215,7 @@ def test_a_target_that_is_not_finite_is_refused_by_every_score():
             lambda target: joint_influence(Curvature(joint, there), target, Exact()),
             lambda target: unrolled_sensitivity(run, theta[:W], theta[W:], target),
         ):
-            with pytest.raises(FloatingPointError, match="the gradient of a target is nan"):
+            with pytest.raises(FloatingPointError, match="the gradient of an example is nan"):
                 score(target)
 
 
