@@ -328,7 +328,7 @@ def test_a_pretraining_example_that_is_not_finite_is_refused():
     x[4, 1] = math.nan
     bad = ExampleLosses(FIRST, x, y)
     for targets in (1, 3):  # both routes
-        with pytest.raises(FloatingPointError, match="(derivative|gradient) of an example('s loss)? is nan at position"):
+        with pytest.raises(FloatingPointError, match=r"of an example('s loss)? is nan at position"):
             pretraining_influence(curvatures()[0], randn(targets, W, seed=1), Exact(), losses=bad)
 
 
