@@ -55,7 +55,7 @@ def expected(folder, tmp_path_factory) -> dict[str, dict]:
 
 def three(at: Path, folder: Path) -> Path:
     """Write a grid of more runs than workers, each long enough to be killed in."""
-    return file_of(at / "grid.toml", folder, ["er"], [1, 2, 3], epochs=12)
+    return file_of(at / "grid.toml", folder, ["er"], [1, 2, 3], epochs=6)
 
 
 def check_same(jobs: list[grid.Job], expected: dict[str, dict]) -> int:
