@@ -1,16 +1,13 @@
 """Training: what it measures, that it is the same however often it is stopped, and what stops it."""
 
-import json
-import os
 import subprocess
 import sys
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from helpers.tiny_stream import SAME, Stopped, arguments_of, run_on, stop_at
+from helpers.tiny_stream import SAME, Stopped, run_on, stop_at
 
 from metasp_lite.continual import place, training
 from metasp_lite.continual.learner import Learner
@@ -76,29 +73,6 @@ def test_each_method_trains_in_channels_last_and_bfloat16(method, folder, stream
     losses = {name: training.train(run[name], tmp_path / name, stream=stream)["epoch_losses"][0] for name in options}
     assert losses["moved"] == pytest.approx(losses["plain"], rel=1e-3)  # float32, sums in another order, 5 steps
     assert losses["rounded"] == pytest.approx(losses["plain"], rel=0.1)  # 2⁻⁹ a rounding, batch-norm of 4 images
-
-
-@pytest.mark.slow
-def test_a_process_killed_at_random_moments_ends_as_if_it_had_not_been(folder, tmp_path):
-    """SIGKILL wherever it happens to fall: in a step, in a score, in the writing of a checkpoint."""
-    script, whole, killed = (
-        Path(__file__).parents[1] / "helpers" / "kill_at_random.py",
-        tmp_path / "whole",
-        tmp_path / "killed",
-    )
-    command = [*arguments_of(folder, "metasp-rehsel", epochs=5), "--checkpoint-seconds", "0"]
-    done = subprocess.run(
-        [sys.executable, script, "1", whole, killed, *command],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},  # CUDA does not survive a fork
-    )
-    assert done.returncode == 0, done.stderr
-    count = int(done.stdout.split()[-1])  # at least three: the script sees to it
-    expected, found = (json.loads((out / "result.json").read_text()) for out in (whole, killed))
-    assert 1 <= found["resumed"] <= count
-    assert {key: found[key] for key in SAME} == {key: expected[key] for key in SAME}
 
 
 def test_the_same_seed_gives_the_same_result_and_another_does_not(folder, stream, tmp_path):

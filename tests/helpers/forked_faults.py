@@ -70,6 +70,8 @@ def kills(command: list[str], scratch: Path, trials: int, draw: random.Random) -
             killed = run_to_the_end([*command, "--out", str(out)], draw, longest)
             longest /= 2
         found = what_counts(out)
+        resumed = sum(results.read(path)["resumed"] for path in out.rglob("result.json"))
+        assert 1 <= resumed <= killed  # it did go on, and each time after a kill
         counts["killed"] += killed
         counts["lost"] += len(expected.keys() - found.keys()) + len(leftovers(out))
         counts["silent"] += sum(found[name] != expected[name] for name in found)
