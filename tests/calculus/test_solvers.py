@@ -318,6 +318,8 @@ def test_neumann_names_lambda_min_though_the_term_that_grows_has_a_positive_quot
     with pytest.raises(NegativeCurvatureError) as caught:  # vᵀHv/vᵀv = 0.05, which damping by 0.05 does not cure
         Neumann(10)(quadratic(matrix), torch.ones(2, dtype=torch.float64))
     assert caught.value.curvature == pytest.approx(-0.9, rel=1e-14)
+    with pytest.raises(NegativeCurvatureError, match=r"curvature -0\.85 with damping 0\.05"):
+        Neumann(10)(quadratic(matrix, damping=0.05), torch.ones(2, dtype=torch.float64))
 
 
 def test_lissa_raises_on_negative_curvature():
@@ -484,6 +486,13 @@ def test_solve_each_takes_solvers_from_elsewhere_one_by_one_unless_they_say_that
         answer = solve_each(solver, curvature, vectors)
         assert (answer - expected).norm() <= ROUNDING * expected.norm()
     assert together.calls == 1
+
+
+@pytest.mark.parametrize("vectors", [torch.ones(8).double(), torch.ones(0, 8).double()], ids=["a vector", "no row"])
+def test_solve_each_refuses_what_is_no_rows(vectors):
+    problem = PROBLEMS["ridge"]
+    with pytest.raises(ValueError, match=r"the right-hand sides have the shape .*: give rows \(K, P\), at least one"):
+        solve_each(Exact(), Curvature(problem.objective, problem.theta), vectors)
 
 
 def test_solve_each_factors_once(monkeypatch):
