@@ -124,16 +124,16 @@ LISSA = {
 def test_lissa_leaves_less_than_all_of_v_or_is_refused(problem, batch):
     curvature, v = LISSA[problem]
     hessian, refused = curvature.dense(), 0
-    for depth in (5, 20, 60, 200):
-        for seed in range(4):
+    for depth in (5, 20, 80):
+        for seed in range(3):
             try:
                 answer = LiSSA(depth, batch, seed=seed)(curvature, v)
             except (ValueError, NegativeCurvatureError):
                 refused += 1
             else:
                 assert (v - hessian @ answer).norm() <= v.norm() * (1 + 1e-8)
-    assert refused < 16 or batch == 1
-    assert refused >= 4 or batch > 1 or problem == "logistic"
+    assert refused < 9 or batch == 1
+    assert refused >= 3 or batch > 1 or problem == "logistic"
 
 
 def test_lissa_names_the_way_out_and_it_is_one():

@@ -1,5 +1,7 @@
 """Gauss–Newton and Fisher matrices against dense ones by autograd, for every loss that they are offered."""
 
+from dataclasses import dataclass
+
 import pytest
 import torch
 from helpers.analytic import mlp, randn, ridge, squared_error
@@ -111,13 +113,25 @@ def test_outer_product_refuses_a_damping_that_leaves_nothing_but_rounding(dampin
         OuterProduct()(Curvature(objective, randn(8, seed=6), damping), randn(8, seed=7))
 
 
-def test_gauss_newton_tells_a_matrix_that_is_singular_to_rounding_although_it_has_a_factor():
-    """At θ = 0 the first layer has no derivative: its part of the matrix is the damping alone, 1e-17."""
-    _, unpenalised = mlp(l2=0.0)
-    theta = torch.zeros(33).double()
-    curvature = Curvature(unpenalised, theta, damping=1e-17)
+@dataclass
+class Penalty:
+    """The losses of an objective under a penalty of its own for each parameter."""
+
+    losses: ExampleLosses
+    l2: torch.Tensor
+
+    def __call__(self, theta, index=None):
+        return self.losses(theta, index).mean() + 0.5 * (self.l2 * theta).dot(theta)
+
+
+def test_gauss_newton_refuses_a_matrix_that_is_singular_to_rounding_although_it_has_a_factor():
+    """At θ = 0 the losses do not depend on the first layer, so that its part of the matrix is its penalty alone."""
+    _, objective = mlp()
+    penalties, theta = torch.full((33,), 0.1).double(), torch.zeros(33).double()
+    GaussNewton()(Curvature(Penalty(objective.losses, penalties), theta), randn(33, seed=3))
+    penalties[:21] = 1e-17
     with pytest.raises(ValueError, match="matrix is singular; raise the l2 regularisation or the damping"):
-        GaussNewton()(curvature, randn(33, seed=3))
+        GaussNewton()(Curvature(Penalty(objective.losses, penalties), theta), randn(33, seed=3))
 
 
 @pytest.mark.parametrize("scale", [1e-9, 1e9])
