@@ -17,7 +17,7 @@ methods = ["er"]
 memory = [12]
 seeds = [1, 2]
 [set]
-epochs = 4
+epochs = 3
 batch = 4
 lr = 0.02
 momentum = 0.9
