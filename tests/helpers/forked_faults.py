@@ -56,13 +56,17 @@ def started(argv: list[str], log: Path) -> int:
     return child
 
 
+def alone(command: list[str], out: Path) -> tuple[dict[str, dict], float]:
+    """What a command stores that nothing disturbs, and in how many seconds."""
+    began = time.monotonic()
+    assert quietly([*command, "--out", str(out)])[0] == 0
+    return what_counts(out), time.monotonic() - began
+
+
 def kills(command: list[str], scratch: Path, trials: int, draw: random.Random) -> Counter:
     """Kill a command again and again at random moments until it ends: what it leaves is what it leaves unkilled."""
-    began = time.monotonic()
-    _, status = os.waitpid(started([*command, "--out", str(scratch / "whole")], scratch / "log"), 0)
-    assert status == 0, (scratch / "log").read_text(encoding="utf-8")
-    seconds, counts = time.monotonic() - began, Counter(trials=trials, killed=0, lost=0, silent=0, traceback=0)
-    expected = what_counts(scratch / "whole")
+    counts = Counter(trials=trials, killed=0, lost=0, silent=0, traceback=0)
+    expected, seconds = alone(command, scratch / "whole")
     for number in range(trials):
         out, killed, longest = scratch / f"killed-{number}", 0, seconds / 4
         while killed < LEAST:
@@ -78,13 +82,6 @@ def kills(command: list[str], scratch: Path, trials: int, draw: random.Random) -
         shutil.rmtree(out)
     shutil.rmtree(scratch / "whole")
     return counts
-
-
-def alone(command: list[str], out: Path) -> tuple[dict[str, dict], float]:
-    """What a command stores that nothing disturbs, and in how many seconds."""
-    began = time.monotonic()
-    assert quietly([*command, "--out", str(out)])[0] == 0
-    return what_counts(out), time.monotonic() - began
 
 
 def pairs(
@@ -171,11 +168,11 @@ if __name__ == "__main__":
     # in one process: one that is forked cannot start workers; tests/continual/test_grid.py kills those
     grid = ["grid", str(work / "grid.toml"), "--checkpoint-seconds", "0", "--workers", "1"]
     ended: dict[str, Counter] = {}
+    whole, seconds = alone(light, work / "alone")  # what training loads late, no process that is forked loads again
     if count := wanted.get("kills"):
         ended["kills of a grid"] = kills(grid, work, count, source)
     if count := wanted.get("more_kills"):
         ended["kills of a run"] = kills(train, work, count, source)
-    whole, seconds = alone(light, work / "alone")
     if count := wanted.get("pairs"):
         ended["pairs"] = pairs(light, work, count, source, whole, seconds)
     if count := wanted.get("disks"):
