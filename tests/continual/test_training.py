@@ -225,3 +225,36 @@ def test_the_progress_bar_names_task_epoch_loss_and_accuracy(folder, stream, tmp
     shown = capsys.readouterr().err
     assert all(f"{name}=" in shown for name in ("task", "epoch", "loss", "accuracy"))
     assert "9/9" in shown
+
+
+def test_the_progress_bar_of_a_run_that_goes_on_begins_where_it_stopped(folder, stream, tmp_path, capsys):
+    run = run_on(folder, "fine-tune")
+    with pytest.raises(Stopped):
+        training.train(run, tmp_path, stream=stream, checkpoint_seconds=0, watch=stop_at(5))
+    training.train(run, tmp_path, stream=stream, progress_bar=True)
+    shown = capsys.readouterr().err
+    assert "| 4/9 " in shown
+    assert "| 9/9 " in shown
+    assert "| 3/9 " not in shown
+
+
+def test_a_task_is_begun_and_ended_once_with_the_learner_in_it(folder, stream, tmp_path, monkeypatch):
+    seen = []
+
+    class Watched(FineTune):
+        def begin_task(self, learner: Learner) -> None:
+            seen.append(("begin", learner.task_number, learner.epoch))
+
+        def end_task(self, learner: Learner) -> None:
+            seen.append(("end", learner.task_number, learner.epoch))
+
+    monkeypatch.setitem(METHODS, "fine-tune", Watched)
+    training.train(run_on(folder, "fine-tune"), tmp_path, stream=stream)
+    assert seen == [each for number in range(3) for each in (("begin", number, 0), ("end", number, 3))]
+
+
+def test_what_a_recipe_does_not_have_is_no_way_out(folder, stream, tmp_path):
+    run = run_on(folder, "er", lr=1e30, weight_decay=0.0, momentum=0.0)
+    with pytest.raises(FloatingPointError) as caught:
+        training.train(run, tmp_path, stream=stream)
+    assert str(caught.value).endswith("try a lower lr than 1e+30 (--set lr=1e+29)")
