@@ -3,6 +3,8 @@
 import subprocess
 import sys
 from collections.abc import Callable
+from itertools import count
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -258,3 +260,9 @@ def test_what_a_recipe_does_not_have_is_no_way_out(folder, stream, tmp_path):
     with pytest.raises(FloatingPointError) as caught:
         training.train(run, tmp_path, stream=stream)
     assert str(caught.value).endswith("try a lower lr than 1e+30 (--set lr=1e+29)")
+
+
+def test_the_seconds_of_a_task_are_those_of_all_its_parts(folder, stream, tmp_path, monkeypatch):
+    """Its beginning, three epochs and its end, on a clock that goes on by one whenever it is read."""
+    monkeypatch.setattr(training, "time", SimpleNamespace(perf_counter=count().__next__, monotonic=lambda: 0.0))
+    assert training.train(run_on(folder, "fine-tune"), tmp_path, stream=stream)["seconds_per_task"] == [5.0] * 3
