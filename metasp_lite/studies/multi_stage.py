@@ -176,7 +176,7 @@ def amounts(
     per_class: int = 100,
     least_steps: int = 100,
 ) -> dict[str, object]:
-    """Mean |unrolled score| with multiples of ``per_class`` finetuning examples and of ``least_steps`` (section 4.4)."""
+    """Mean |unrolled score| with multiples of the finetuning examples and of ``least_steps`` (section 4.4)."""
     rows = []
     for seed in seeds:
         base = replace(SETUPS[name], seed=seed, second_per_class=per_class)
