@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchvision.models.resnet import BasicBlock
 
 from metasp_lite.doors import Count, Seed, typed
 
@@ -88,6 +87,7 @@ def resnet18(
     """
     if width < 1:
         raise ValueError(f"width {width}: give at least one channel")
+    from torchvision.models.resnet import BasicBlock  # here, because it takes a second that most uses can save
 
     def layers() -> nn.Sequential:
         stem = nn.Conv2d(channels, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU(inplace=True)

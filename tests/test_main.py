@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 
@@ -86,6 +87,34 @@ def test_an_error_is_told_even_before_torch_is_there():
         "assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+POLITE = [signal.SIGTERM, signal.SIGHUP] if hasattr(signal, "SIGHUP") else [signal.SIGTERM]
+
+
+@pytest.mark.parametrize("number", POLITE)
+def test_a_polite_end_unwinds_the_command_and_nohup_has_none(number, monkeypatch, capsys):
+    unwound = []
+
+    def command(_):
+        try:
+            signal.raise_signal(number)
+        finally:
+            unwound.append(number)
+        return 0
+
+    monkeypatch.setattr("metasp_lite.commands.data.main", command)
+    before = signal.signal(number, signal.SIG_DFL)
+    try:
+        assert program.main(["data"]) == 128 + number
+        assert signal.getsignal(number) == signal.SIG_DFL
+        assert capsys.readouterr().err == "\nmetasp_lite: interrupted\n"
+        signal.signal(number, signal.SIG_IGN)
+        assert program.main(["data"]) == 0
+        assert signal.getsignal(number) == signal.SIG_IGN
+    finally:
+        signal.signal(number, before)
+    assert unwound == [number] * 2
 
 
 PLAIN = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONIOENCODING": ""}

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-import scipy.stats
 from torch import Tensor
 
 from metasp_lite.doors import Count, Seed, typed
@@ -74,13 +73,17 @@ def pearson(true: Tensor, approximate: Tensor) -> float:
     Raises:
         ValueError: as ``sign_confusion``, and when a vector is constant, where r does not exist.
     """
-    return float(scipy.stats.pearsonr(*_varying(true, approximate)).statistic)
+    from scipy import stats  # here, because it takes a second that most uses can save
+
+    return float(stats.pearsonr(*_varying(true, approximate)).statistic)
 
 
 @typed
 def spearman(true: Tensor, approximate: Tensor) -> float:
     """Spearman's rank correlation, −1 to 1, of two vectors ``(n,)``; raises as ``pearson``."""
-    return float(scipy.stats.spearmanr(*_varying(true, approximate)).statistic)
+    from scipy import stats  # as above
+
+    return float(stats.spearmanr(*_varying(true, approximate)).statistic)
 
 
 @typed

@@ -147,18 +147,18 @@ def _scoring_cost(problem: TwoStages, pretrained: Curvature, finetuned: Curvatur
     }
 
 
-def tasks(name: str, seeds: Sequence[int] = range(5)) -> dict[str, object]:
+def tasks(name: str, seeds: Sequence[int] = range(5), per_class: int = 300) -> dict[str, object]:
     """Mean |score| where finetuning has the pretraining's own task, and where it has an unrelated one (section 4.3)."""
     chosen, rows = TASKS[name], []
     for seed in seeds:
         drawn = replace(
             SETUPS[name],
             first=chosen.first,
-            first_per_class=300,
-            second_per_class=300,
+            first_per_class=per_class,
+            second_per_class=per_class,
             test_per_class=20,
             seed=seed,
-            skip=300 * seed * chosen.draws,
+            skip=per_class * seed * chosen.draws,
         )
         pretrained = TwoStages(drawn).pretrained()
         for task, classes in (("same", chosen.first), ("unrelated", chosen.unrelated)):
@@ -174,15 +174,16 @@ def amounts(
     seeds: Sequence[int] = range(5),
     cases: Sequence[tuple[int, int]] = ((1, 1), (1, 3), (3, 1), (3, 3)),
     per_class: int = 100,
+    least_steps: int = 100,
 ) -> dict[str, object]:
-    """Mean |unrolled score| with multiples of the finetuning examples and of the 100 steps (section 4.4)."""
+    """Mean |unrolled score| with multiples of the finetuning examples and of ``least_steps`` (section 4.4)."""
     rows = []
     for seed in seeds:
         base = replace(SETUPS[name], seed=seed, second_per_class=per_class)
         pretrained = TwoStages(base).pretrained()
         for examples, steps in cases:
             problem = TwoStages(replace(base, second_per_class=per_class * examples))
-            embedding, run = pretrained.theta[: problem.embedding], problem.short_run(100 * steps)
+            embedding, run = pretrained.theta[: problem.embedding], problem.short_run(least_steps * steps)
             sensitivity = unrolled_sensitivity(run, embedding, problem.head_start, problem.test)
             score = float(pretraining_influence(pretrained, sensitivity, Exact()).abs().mean())
             row = {"setup": dataclasses.asdict(problem.setup), "seed": seed, "examples": examples, "steps": steps}

@@ -87,6 +87,43 @@ def test_conjugate_gradients_do_not_claim_a_tolerance_that_rounding_forbids():
         ConjugateGradient(2000, tolerance=1e-7)(curvature, v)
 
 
+def outcome(solver, matrix, vector):
+    """The answer, or the class of the refusal."""
+    try:
+        return solver(Curvature(Objective(Quadratic(matrix)), torch.zeros_like(vector)), vector)
+    except REFUSED as error:
+        return type(error)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("low", [1e-4, 1e-12, 0.0])
+def test_what_conjugate_gradients_refuse_does_not_hang_on_the_scales_of_h_and_v(low, dtype):
+    """Powers of two scale every number of the recursion without rounding, so that answers are equal to the last bit."""
+    spectrum = torch.logspace(math.log10(low or 1e-3), 0, 12, dtype=torch.float64)
+    matrix, v = with_spectrum(spectrum if low else spectrum.where(spectrum > 0.05, 0.0)).to(dtype), randn(12, seed=7)
+    matrix, v, refused = (matrix + matrix.T) / 2, v.to(dtype), 0
+    solvers = [ConjugateGradient(k) for k in range(1, 16)]
+    for solver in [*solvers, *(ConjugateGradient(500, tolerance=t) for t in (0.1, 1e-3, 1e-6))]:
+        found = outcome(solver, matrix, v)
+        refused += isinstance(found, type)
+        for of_h, of_v in ((1.0, 2.0**20), (1.0, 2.0**-20), (2.0**10, 1.0), (2.0**-10, 1.0)):
+            scaled = outcome(solver, of_h * matrix, of_v * v)
+            if isinstance(found, type):
+                assert scaled is found
+            else:
+                assert torch.equal(scaled, of_v / of_h * found)
+    assert refused > 0 or low == 1e-4
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_curvature_that_is_rounding_is_told_as_none(seed):
+    """Two products leave what is outside the range; in exact numbers its curvature is 0, here about 1e-17."""
+    matrix = with_spectrum(torch.tensor([0.0, 1.0, 2.0]).double(), seed)
+    with pytest.raises(NegativeCurvatureError, match="the Hessian is singular") as caught:
+        ConjugateGradient(9)(Curvature(Objective(Quadratic(matrix)), torch.zeros(3).double()), randn(3, seed=seed))
+    assert caught.value.curvature == 0.0
+
+
 def test_damping_cures_a_singular_hessian():
     curvature, v = singular("classes", 0, damping=1e-3), randn(15, seed=99)
     expected = torch.linalg.solve(curvature.dense(), v)
@@ -124,16 +161,16 @@ LISSA = {
 def test_lissa_leaves_less_than_all_of_v_or_is_refused(problem, batch):
     curvature, v = LISSA[problem]
     hessian, refused = curvature.dense(), 0
-    for depth in (5, 20, 60, 200):
-        for seed in range(4):
+    for depth in (5, 20, 80):
+        for seed in range(3):
             try:
                 answer = LiSSA(depth, batch, seed=seed)(curvature, v)
             except (ValueError, NegativeCurvatureError):
                 refused += 1
             else:
                 assert (v - hessian @ answer).norm() <= v.norm() * (1 + 1e-8)
-    assert refused < 16 or batch == 1
-    assert refused >= 4 or batch > 1 or problem == "logistic"
+    assert refused < 9 or batch == 1
+    assert refused >= 3 or batch > 1 or problem == "logistic"
 
 
 def test_lissa_names_the_way_out_and_it_is_one():

@@ -1,5 +1,7 @@
 """Gauss–Newton and Fisher matrices against dense ones by autograd, for every loss that they are offered."""
 
+from dataclasses import dataclass
+
 import pytest
 import torch
 from helpers.analytic import mlp, randn, ridge, squared_error
@@ -109,3 +111,34 @@ def test_outer_product_refuses_a_damping_that_leaves_nothing_but_rounding(dampin
     objective = Objective(ridge(n=5).objective.losses)
     with pytest.raises(ValueError, match=r"is too small beside the gradients for torch\.float64; raise the damping"):
         OuterProduct()(Curvature(objective, randn(8, seed=6), damping), randn(8, seed=7))
+
+
+@dataclass
+class Penalty:
+    """The losses of an objective under a penalty of its own for each parameter."""
+
+    losses: ExampleLosses
+    l2: torch.Tensor
+
+    def __call__(self, theta, index=None):
+        return self.losses(theta, index).mean() + 0.5 * (self.l2 * theta).dot(theta)
+
+
+def test_gauss_newton_refuses_a_matrix_that_is_singular_to_rounding_although_it_has_a_factor():
+    """At θ = 0 the losses do not depend on the first layer, so that its part of the matrix is its penalty alone."""
+    _, objective = mlp()
+    penalties, theta = torch.full((33,), 0.1).double(), torch.zeros(33).double()
+    GaussNewton()(Curvature(Penalty(objective.losses, penalties), theta), randn(33, seed=3))
+    penalties[:21] = 1e-17
+    with pytest.raises(ValueError, match="matrix is singular; raise the l2 regularisation or the damping"):
+        GaussNewton()(Curvature(Penalty(objective.losses, penalties), theta), randn(33, seed=3))
+
+
+@pytest.mark.parametrize("scale", [1e-9, 1e9])
+def test_what_counts_as_convex_does_not_hang_on_the_scale_of_the_loss(scale):
+    """The second derivatives of a cross-entropy have an eigenvalue of 0, which rounding may make negative."""
+    objective = Objective(ExampleLosses(THREE, X, HARD, lambda z, y: scale * cross_entropy(z, y)), 0.2 * scale)
+    theta, vector = randn(27, seed=2), randn(27, seed=3)
+    expected = GaussNewton()(Curvature(Objective(ExampleLosses(THREE, X, HARD), 0.2), theta), vector) / scale
+    found = GaussNewton()(Curvature(objective, theta), vector)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-9 * expected.abs().max().item())

@@ -318,10 +318,14 @@ def test_neumann_names_lambda_min_though_the_term_that_grows_has_a_positive_quot
     with pytest.raises(NegativeCurvatureError) as caught:  # vᵀHv/vᵀv = 0.05, which damping by 0.05 does not cure
         Neumann(10)(quadratic(matrix), torch.ones(2, dtype=torch.float64))
     assert caught.value.curvature == pytest.approx(-0.9, rel=1e-14)
+    with pytest.raises(NegativeCurvatureError, match=r"curvature -0\.85 with damping 0\.05"):
+        Neumann(10)(quadratic(matrix, damping=0.05), torch.ones(2, dtype=torch.float64))
 
 
 def test_lissa_raises_on_negative_curvature():
     matrix = indefinite(6)
+    with pytest.raises(NegativeCurvatureError, match=r"curvature -0\.6 with damping 0\.1:"):
+        LiSSA(200, 1)(quadratic(matrix, damping=0.1), randn(6, seed=7))
     with pytest.raises(NegativeCurvatureError) as caught:
         LiSSA(200, 1)(quadratic(matrix), randn(6, seed=7))
     # Thousandfold growth leaves the eigenvector of −0.7 all but alone: its quotient is off by about (1/1000)² or less.
@@ -379,9 +383,24 @@ def test_the_steps_bound_includes_the_damping(solver):
 
 @pytest.mark.parametrize("solver", SERIES, ids=name)
 def test_a_series_raises_where_no_eigenvalue_is_positive(solver):
-    with pytest.raises(NegativeCurvatureError) as caught:
-        solver(quadratic(-torch.eye(3, dtype=torch.float64)), randn(3, seed=7))
-    assert caught.value.curvature == pytest.approx(-1)
+    for curvature, damping in ((-1.0, 0.0), (-1.0, 0.25), (0.0, 0.0)):
+        with pytest.raises(NegativeCurvatureError, match=f"with damping {damping:.3g}") as caught:
+            solver(quadratic(curvature * torch.eye(3, dtype=torch.float64), damping), randn(3, seed=7))
+        assert caught.value.curvature == pytest.approx(curvature + damping)
+
+
+@pytest.mark.parametrize("solver", SERIES, ids=name)
+def test_a_series_refuses_a_step_on_the_bound_itself(solver):
+    """On λmax = 1 a step of 2 turns the sign of each term and makes none smaller."""
+    with pytest.raises(ValueError, match="diverges: step 2 must lie between 0 and"):
+        type(solver)(**{**vars(solver), "step": 2.0})(quadratic(torch.eye(3).double()), randn(3, seed=7))
+
+
+@pytest.mark.parametrize("solver", [each for each in ALL_SOLVERS if not each.takes_columns], ids=name)
+def test_several_columns_are_refused_by_solvers_that_take_one(solver):
+    problem = PROBLEMS["ridge"]
+    with pytest.raises(ValueError, match="the right-hand side"):
+        solver(Curvature(problem.objective, problem.theta), randn(8, 3, seed=7))
 
 
 @pytest.mark.parametrize("size", [19, 20, 60])
@@ -484,6 +503,13 @@ def test_solve_each_takes_solvers_from_elsewhere_one_by_one_unless_they_say_that
         answer = solve_each(solver, curvature, vectors)
         assert (answer - expected).norm() <= ROUNDING * expected.norm()
     assert together.calls == 1
+
+
+@pytest.mark.parametrize("vectors", [torch.ones(8).double(), torch.ones(0, 8).double()], ids=["a vector", "no row"])
+def test_solve_each_refuses_what_is_no_rows(vectors):
+    problem = PROBLEMS["ridge"]
+    with pytest.raises(ValueError, match=r"the right-hand sides have the shape .*: give rows \(K, P\), at least one"):
+        solve_each(Exact(), Curvature(problem.objective, problem.theta), vectors)
 
 
 def test_solve_each_factors_once(monkeypatch):

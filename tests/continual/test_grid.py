@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator
 from importlib import import_module
 from pathlib import Path
 
-import joblib
 import pytest
 import torch
 from dask.distributed import Client
@@ -55,7 +54,7 @@ def expected(folder, tmp_path_factory) -> dict[str, dict]:
 
 def three(at: Path, folder: Path) -> Path:
     """Write a grid of more runs than workers, each long enough to be killed in."""
-    return file_of(at / "grid.toml", folder, ["er"], [1, 2, 3], epochs=12)
+    return file_of(at / "grid.toml", folder, ["er"], [1, 2, 3], epochs=6)
 
 
 def check_same(jobs: list[grid.Job], expected: dict[str, dict]) -> int:
@@ -255,14 +254,14 @@ def test_one_bar_counts_the_runs(folder, tmp_path, capsys):
 def test_two_processes_do_the_work_and_one_that_is_killed_loses_nothing(folder, tmp_path, expected):
     """joblib gives everything up when a worker dies; here what had begun goes on, and then the rest."""
     jobs = grid.read_grid(three(tmp_path, folder), tmp_path / "out")
-    joblib.Parallel(n_jobs=2)([joblib.delayed(import_module)(grid.__name__)] * 2)  # both begin at the same moment
     pids = []
 
-    def kill() -> None:
-        pids.extend(reusable_executor._executor._processes)
-        os.kill(pids[0], signal.SIGKILL)
+    def begun() -> bool:
+        """Two workers are there, and one of them has something to lose."""
+        pids[:] = reusable_executor._executor._processes if reusable_executor._executor else []
+        return len(pids) == 2 and any((tmp_path / "out").glob("*/checkpoint.pt"))
 
-    killer = when(lambda: len(list((tmp_path / "out").glob("*/checkpoint.pt"))) == 2, kill)
+    killer = when(begun, lambda: os.kill(pids[0], signal.SIGKILL))
     outcomes = grid.run_all(jobs, workers=2, checkpoint_seconds=0)
     killer.join()
     reusable_executor._executor.shutdown(wait=True)

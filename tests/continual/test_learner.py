@@ -217,3 +217,10 @@ def test_a_compiled_learner_takes_the_same_steps_also_with_a_new_network():
         for mine, yours in zip(compiled.model.parameters(), plain.model.parameters(), strict=True):
             torch.testing.assert_close(mine, yours, rtol=1e-5, atol=1e-6)  # float32, sums in another order
     assert compiled._compiled is not None
+
+
+def test_batches_of_one_are_a_recipe_and_nesterov_without_momentum_is_none():
+    assert Recipe("mlp", 1, batch=1).batch == 1
+    assert Recipe("mlp", 1, momentum=1.0, nesterov=True).nesterov
+    with pytest.raises(ValueError, match="nesterov=True needs momentum; give momentum above 0"):
+        Recipe("mlp", 1, nesterov=True)

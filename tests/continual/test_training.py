@@ -1,16 +1,15 @@
 """Training: what it measures, that it is the same however often it is stopped, and what stops it."""
 
-import json
-import os
 import subprocess
 import sys
 from collections.abc import Callable
-from pathlib import Path
+from itertools import count
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from helpers.tiny_stream import SAME, Stopped, arguments_of, run_on, stop_at
+from helpers.tiny_stream import SAME, Stopped, run_on, stop_at
 
 from metasp_lite.continual import place, training
 from metasp_lite.continual.learner import Learner
@@ -76,29 +75,6 @@ def test_each_method_trains_in_channels_last_and_bfloat16(method, folder, stream
     losses = {name: training.train(run[name], tmp_path / name, stream=stream)["epoch_losses"][0] for name in options}
     assert losses["moved"] == pytest.approx(losses["plain"], rel=1e-3)  # float32, sums in another order, 5 steps
     assert losses["rounded"] == pytest.approx(losses["plain"], rel=0.1)  # 2⁻⁹ a rounding, batch-norm of 4 images
-
-
-@pytest.mark.slow
-def test_a_process_killed_at_random_moments_ends_as_if_it_had_not_been(folder, tmp_path):
-    """SIGKILL wherever it happens to fall: in a step, in a score, in the writing of a checkpoint."""
-    script, whole, killed = (
-        Path(__file__).parents[1] / "helpers" / "kill_at_random.py",
-        tmp_path / "whole",
-        tmp_path / "killed",
-    )
-    command = [*arguments_of(folder, "metasp-rehsel", epochs=5), "--checkpoint-seconds", "0"]
-    done = subprocess.run(
-        [sys.executable, script, "1", whole, killed, *command],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},  # CUDA does not survive a fork
-    )
-    assert done.returncode == 0, done.stderr
-    count = int(done.stdout.split()[-1])  # at least three: the script sees to it
-    expected, found = (json.loads((out / "result.json").read_text()) for out in (whole, killed))
-    assert 1 <= found["resumed"] <= count
-    assert {key: found[key] for key in SAME} == {key: expected[key] for key in SAME}
 
 
 def test_the_same_seed_gives_the_same_result_and_another_does_not(folder, stream, tmp_path):
@@ -251,3 +227,42 @@ def test_the_progress_bar_names_task_epoch_loss_and_accuracy(folder, stream, tmp
     shown = capsys.readouterr().err
     assert all(f"{name}=" in shown for name in ("task", "epoch", "loss", "accuracy"))
     assert "9/9" in shown
+
+
+def test_the_progress_bar_of_a_run_that_goes_on_begins_where_it_stopped(folder, stream, tmp_path, capsys):
+    run = run_on(folder, "fine-tune")
+    with pytest.raises(Stopped):
+        training.train(run, tmp_path, stream=stream, checkpoint_seconds=0, watch=stop_at(5))
+    training.train(run, tmp_path, stream=stream, progress_bar=True)
+    shown = capsys.readouterr().err
+    assert "| 4/9 " in shown
+    assert "| 9/9 " in shown
+    assert "| 3/9 " not in shown
+
+
+def test_a_task_is_begun_and_ended_once_with_the_learner_in_it(folder, stream, tmp_path, monkeypatch):
+    seen = []
+
+    class Watched(FineTune):
+        def begin_task(self, learner: Learner) -> None:
+            seen.append(("begin", learner.task_number, learner.epoch))
+
+        def end_task(self, learner: Learner) -> None:
+            seen.append(("end", learner.task_number, learner.epoch))
+
+    monkeypatch.setitem(METHODS, "fine-tune", Watched)
+    training.train(run_on(folder, "fine-tune"), tmp_path, stream=stream)
+    assert seen == [each for number in range(3) for each in (("begin", number, 0), ("end", number, 3))]
+
+
+def test_what_a_recipe_does_not_have_is_no_way_out(folder, stream, tmp_path):
+    run = run_on(folder, "er", lr=1e30, weight_decay=0.0, momentum=0.0)
+    with pytest.raises(FloatingPointError) as caught:
+        training.train(run, tmp_path, stream=stream)
+    assert str(caught.value).endswith("try a lower lr than 1e+30 (--set lr=1e+29)")
+
+
+def test_the_seconds_of_a_task_are_those_of_all_its_parts(folder, stream, tmp_path, monkeypatch):
+    """Its beginning, three epochs and its end, on a clock that goes on by one whenever it is read."""
+    monkeypatch.setattr(training, "time", SimpleNamespace(perf_counter=count().__next__, monotonic=lambda: 0.0))
+    assert training.train(run_on(folder, "fine-tune"), tmp_path, stream=stream)["seconds_per_task"] == [5.0] * 3

@@ -32,9 +32,9 @@ def test_a_setup_that_asks_for_more_images_than_there_are_is_refused():
 def test_both_stages_start_from_the_seed_and_share_the_embedding():
     problem, pretrained, finetuned = small_stages()
     w = problem.embedding
-    assert w == 2 * 25 + 2 + 4 * 2 * 25 + 4  # two convolutions of 5×5, a sixteenth of 32 and 64 filters
-    assert len(problem.first_start) == w + 2 * (36 + 1)  # 14 → 7 → 3 pixels, four filters
-    assert len(problem.head_start) == 3 * (36 + 1)
+    assert w == 1 * 25 + 1 + 2 * 1 * 25 + 2  # two convolutions of 5×5, a thirty-second of 32 and 64 filters
+    assert len(problem.first_start) == w + 2 * (18 + 1)  # 14 → 7 → 3 pixels, two filters
+    assert len(problem.head_start) == 3 * (18 + 1)
     assert torch.equal(pretrained.theta[:w], finetuned.theta[:w])
     assert not torch.equal(TwoStages(replace(SMALL_STAGES, seed=1)).first_start, problem.first_start)
 

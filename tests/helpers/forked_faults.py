@@ -56,13 +56,17 @@ def started(argv: list[str], log: Path) -> int:
     return child
 
 
+def alone(command: list[str], out: Path) -> tuple[dict[str, dict], float]:
+    """What a command stores that nothing disturbs, and in how many seconds."""
+    began = time.monotonic()
+    assert quietly([*command, "--out", str(out)])[0] == 0
+    return what_counts(out), time.monotonic() - began
+
+
 def kills(command: list[str], scratch: Path, trials: int, draw: random.Random) -> Counter:
     """Kill a command again and again at random moments until it ends: what it leaves is what it leaves unkilled."""
-    began = time.monotonic()
-    _, status = os.waitpid(started([*command, "--out", str(scratch / "whole")], scratch / "log"), 0)
-    assert status == 0, (scratch / "log").read_text(encoding="utf-8")
-    seconds, counts = time.monotonic() - began, Counter(trials=trials, killed=0, lost=0, silent=0, traceback=0)
-    expected = what_counts(scratch / "whole")
+    counts = Counter(trials=trials, killed=0, lost=0, silent=0, traceback=0)
+    expected, seconds = alone(command, scratch / "whole")
     for number in range(trials):
         out, killed, longest = scratch / f"killed-{number}", 0, seconds / 4
         while killed < LEAST:
@@ -70,6 +74,8 @@ def kills(command: list[str], scratch: Path, trials: int, draw: random.Random) -
             killed = run_to_the_end([*command, "--out", str(out)], draw, longest)
             longest /= 2
         found = what_counts(out)
+        resumed = sum(results.read(path)["resumed"] for path in out.rglob("result.json"))
+        assert 1 <= resumed <= killed  # it did go on, and each time after a kill
         counts["killed"] += killed
         counts["lost"] += len(expected.keys() - found.keys()) + len(leftovers(out))
         counts["silent"] += sum(found[name] != expected[name] for name in found)
@@ -78,12 +84,11 @@ def kills(command: list[str], scratch: Path, trials: int, draw: random.Random) -
     return counts
 
 
-def pairs(command: list[str], scratch: Path, trials: int, draw: random.Random) -> Counter:
+def pairs(
+    command: list[str], scratch: Path, trials: int, draw: random.Random, expected: dict[str, dict], seconds: float
+) -> Counter:
     """Start a command twice in one folder, at once or not: one trains, the other says so or finds it done."""
-    began = time.monotonic()
-    assert quietly([*command, "--out", str(scratch / "whole")])[0] == 0
-    seconds, counts = time.monotonic() - began, Counter(trials=trials, refused=0, lost=0, silent=0, traceback=0)
-    expected = what_counts(scratch / "whole")
+    counts = Counter(trials=trials, refused=0, lost=0, silent=0, traceback=0)
     for number in range(trials):
         out, logs = scratch / f"pair-{number}", [scratch / "log-0", scratch / "log-1"]
         children = []
@@ -100,17 +105,15 @@ def pairs(command: list[str], scratch: Path, trials: int, draw: random.Random) -
         counts["lost"] += (len(refused) == 2) + len(leftovers(out)) + (what_counts(out).keys() != expected.keys())
         counts["silent"] += what_counts(out) != expected
         shutil.rmtree(out)
-    shutil.rmtree(scratch / "whole")
     return counts
 
 
-def disks(command: list[str], scratch: Path, trials: int, draw: random.Random) -> Counter:
+def disks(command: list[str], scratch: Path, trials: int, draw: random.Random, expected: dict[str, dict]) -> Counter:
     """Run a command on a disk that gets full somewhere: it says so, and with room it goes on to the same result."""
     small = scratch / "small"
     small.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", str(small)], check=True)
-    assert quietly([*command, "--out", str(scratch / "whole")])[0] == 0
-    expected, counts = what_counts(scratch / "whole"), Counter(trials=trials, refused=0, lost=0, silent=0, traceback=0)
+    counts = Counter(trials=trials, refused=0, lost=0, silent=0, traceback=0)
     for _ in range(trials):
         out, ballast = small / "out", small / "ballast"
         free = draw.randint(0, 2 * 2**20)  # a checkpoint of the tiny run has about 0.3 MiB, and two are there at once
@@ -128,7 +131,6 @@ def disks(command: list[str], scratch: Path, trials: int, draw: random.Random) -
         counts["lost"] += again != 0 or len(leftovers(out))
         counts["silent"] += what_counts(out) != expected
         shutil.rmtree(out)
-    shutil.rmtree(scratch / "whole")
     return counts
 
 
@@ -160,17 +162,20 @@ if __name__ == "__main__":
     images, place, *asked = sys.argv[1:]
     wanted = {name: int(count) for name, _, count in (word.partition("=") for word in asked)}
     work, source = Path(place), random.Random(f"{SEED} commands")
-    train = [*arguments_of(Path(images), "metasp-rehsel", epochs=4), "--checkpoint-seconds", "0"]
+    train = [*arguments_of(Path(images), "metasp-rehsel"), "--checkpoint-seconds", "0"]
+    # locks and disks see the files alone, whatever is trained
+    light = [*arguments_of(Path(images), "er", epochs=2), "--checkpoint-seconds", "0"]
     # in one process: one that is forked cannot start workers; tests/continual/test_grid.py kills those
     grid = ["grid", str(work / "grid.toml"), "--checkpoint-seconds", "0", "--workers", "1"]
     ended: dict[str, Counter] = {}
+    whole, seconds = alone(light, work / "alone")  # what training loads late, no process that is forked loads again
     if count := wanted.get("kills"):
         ended["kills of a grid"] = kills(grid, work, count, source)
     if count := wanted.get("more_kills"):
         ended["kills of a run"] = kills(train, work, count, source)
     if count := wanted.get("pairs"):
-        ended["pairs"] = pairs(train, work, count, source)
+        ended["pairs"] = pairs(light, work, count, source, whole, seconds)
     if count := wanted.get("disks"):
-        ended["disks"] = disks(train, work, count, source)
+        ended["disks"] = disks(light, work, count, source, whole)
         ended["disks of results"] = full_disk_of_results(work, 10 * count, source)
     print(json.dumps(ended))

@@ -361,6 +361,22 @@ def test_official_refuses_weights_that_do_not_sum_to_something_positive(loss):
         official(influence, influence, vector(loss).squeeze(), vector(loss).squeeze())
 
 
+@pytest.mark.parametrize(
+    "shapes", [((2,), (3,)), ((0,), (0,)), ((2, 1), (2, 1)), ((), ())], ids=["lengths", "empty", "columns", "numbers"]
+)
+def test_official_refuses_what_are_no_two_vectors_of_one_length(shapes):
+    one = torch.tensor(1.0)
+    with pytest.raises(ValueError, match="give two vectors of one length"):
+        official(*(torch.ones(shape) for shape in shapes), one, one)
+
+
+def test_official_takes_a_batch_of_one_and_losses_of_zero():
+    zero = torch.tensor(0.0)
+    assert official(torch.ones(1), torch.ones(1), 0.5 + zero, 0.5 + zero).weights.tolist() == [1.0]
+    found = official(torch.tensor([1.0, -2.0]), torch.tensor([3.0, 1.0]), zero, zero)
+    assert found.weights.tolist() == [0.5, 0.5]  # of validation examples that are learnt no example is better
+
+
 @pytest.mark.parametrize("losses", [(-1.0, 2.0), (2.0, -1.0)])
 def test_official_refuses_to_turn_influences_round(losses):
     """Rescaled to a negative length, what harms would gain weight."""

@@ -9,6 +9,7 @@ import torch
 from helpers.small_stages import SMALL_STAGES, small_stages
 
 from metasp_lite.calculus.curvature import Curvature
+from metasp_lite.calculus.optimum import adam
 from metasp_lite.calculus.solvers import Exact, GaussNewton
 from metasp_lite.course.two_stages import SETUPS, Setup, TwoStages
 from metasp_lite.stages import retraining
@@ -51,7 +52,7 @@ def test_the_ablations_spoil_what_they_say():
 
 def test_an_unfinished_first_stage_is_damped_no_more_than_it_needs(monkeypatch):
     """Early in training G'' has negative eigenvalues; the score must still come out, with a damping that helps."""
-    problem, tried = TwoStages(replace(SMALL_STAGES, l2=0.001, width=32)), []
+    problem, tried = TwoStages(replace(SMALL_STAGES, l2=0.001)), []
     original = Curvature.__init__
 
     def spy(self, objective, theta, damping=0.0):
@@ -82,12 +83,12 @@ def test_the_protocols_are_those_of_the_papers_experiments():
     assert list(cifar.values()) == [mnist, replace(mnist, steps=(6000, 3000), batch=128), own]
 
 
-EASY = replace(SMALL_STAGES, first=(0, 5), first_per_class=60, second_per_class=20, l2=0.06, width=32)
+EASY = replace(SMALL_STAGES, first=(0, 5), first_per_class=60, second_per_class=20, l2=0.06)
 
 
 def test_the_study_of_leaving_out_stores_what_its_correlations_are_of(monkeypatch):
     monkeypatch.setitem(SETUPS, "fashion-mnist", EASY)
-    monkeypatch.setattr(TwoStages, "left_out", lambda self: torch.arange(0, 60, 10))
+    monkeypatch.setattr(TwoStages, "left_out", lambda self: torch.arange(0, 60, 15))
     one = multi_stage.against_retraining("fashion-mnist")
     assert one["r"] > 0.8  # leaving out one of 120 is a large step: no more can be asked for
     assert one["r_tenth_of_weight"] > 0.999
@@ -101,12 +102,12 @@ def test_the_study_of_leaving_out_stores_what_its_correlations_are_of(monkeypatc
     pretrained = problem.pretrained()
     stages = pretrained, problem.finetuned(pretrained.theta), problem.test
     matched, own = (
-        retraining.by_protocol(retraining.Protocol(Adam(), matched=same), *stages, torch.arange(0, 60, 10))
+        retraining.by_protocol(retraining.Protocol(Adam(), matched=same), *stages, torch.arange(0, 60, 15))
         for same in (True, False)
     )
     assert one["true"]["100 steps of Adam on shared batches (the paper's for MNIST)"] == matched.tolist()
     assert one["true"]["100 steps of Adam on own batches (the paper's for MNIST)"] == own.tolist()
-    exact = fixed_embedding(*stages, Exact())[:, 0:60:10] / -120
+    exact = fixed_embedding(*stages, Exact())[:, 0:60:15] / -120
     assert one["predicted"]["both Hessians"] == exact.tolist()
     cost = one["cost"]
     share = cost["seconds_of_scoring"] / cost["seconds_of_solves"] * 1000 / 120
@@ -116,13 +117,13 @@ def test_the_study_of_leaving_out_stores_what_its_correlations_are_of(monkeypatc
 def test_the_study_of_tasks_scores_the_same_task_and_an_unrelated_one(monkeypatch):
     monkeypatch.setitem(SETUPS, "fashion-mnist", EASY)
     monkeypatch.setitem(multi_stage.TASKS, "fashion-mnist", multi_stage.Tasks((0, 5), (7, 8)))
-    rows = multi_stage.tasks("fashion-mnist", seeds=[1])["rows"]
+    rows = multi_stage.tasks("fashion-mnist", seeds=[1], per_class=40)["rows"]
     setups = [Setup(**row["setup"]) for row in rows]
     assert [(row["task"], setup.second) for row, setup in zip(rows, setups, strict=True)] == [
         ("same", (0, 5)), ("unrelated", (7, 8))
     ]  # fmt: skip
-    assert {(s.first, s.skip, s.seed) for s in setups} == {((0, 5), 300, 1)}
-    assert {(s.first_per_class, s.second_per_class) for s in setups} == {(300, 300)}
+    assert {(s.first, s.skip, s.seed) for s in setups} == {((0, 5), 40, 1)}
+    assert {(s.first_per_class, s.second_per_class) for s in setups} == {(40, 40)}
     pretrained = TwoStages(setups[0]).pretrained()  # of both, as has just been seen
     for row, setup in zip(rows, setups, strict=True):
         problem = TwoStages(setup)
@@ -131,13 +132,15 @@ def test_the_study_of_tasks_scores_the_same_task_and_an_unrelated_one(monkeypatc
 
 
 def test_the_study_of_amounts_scores_runs_of_the_examples_and_steps_it_says(monkeypatch):
-    monkeypatch.setitem(SETUPS, "fashion-mnist", replace(SMALL_STAGES, width=32))
-    rows = multi_stage.amounts("fashion-mnist", seeds=[1], cases=[(1, 1), (2, 2)], per_class=5)["rows"]
-    for row, (examples, steps) in zip(rows, [(5, 100), (10, 200)], strict=True):
+    monkeypatch.setitem(SETUPS, "fashion-mnist", SMALL_STAGES)
+    settings = {"seeds": [1], "cases": [(1, 1), (2, 2)], "per_class": 5, "least_steps": 20}
+    rows = multi_stage.amounts("fashion-mnist", **settings)["rows"]
+    pretrained = TwoStages(replace(SMALL_STAGES, seed=1)).pretrained()  # of both, as is seen below
+    for row, (examples, steps) in zip(rows, [(5, 20), (10, 40)], strict=True):
         setup = Setup(**row["setup"])
         assert (setup.second_per_class, setup.seed, row["seed"]) == (examples, 1, 1)
+        assert setup == replace(SMALL_STAGES, seed=1, second_per_class=examples)
         problem = TwoStages(setup)
-        pretrained = problem.pretrained()
         run = problem.short_run(steps)
         t = unrolled_sensitivity(run, pretrained.theta[: problem.embedding], problem.head_start, problem.test)
         assert row["score"] == float(pretraining_influence(pretrained, t, Exact()).abs().mean())
@@ -145,7 +148,7 @@ def test_the_study_of_amounts_scores_runs_of_the_examples_and_steps_it_says(monk
 
 def test_the_study_of_updated_embeddings_predicts_each_scores_own_truth(monkeypatch):
     monkeypatch.setitem(SETUPS, "fashion-mnist", EASY)
-    monkeypatch.setattr(TwoStages, "left_out", lambda self: torch.arange(0, 60, 10))
+    monkeypatch.setattr(TwoStages, "left_out", lambda self: torch.arange(0, 60, 15))
     found = multi_stage.updated("fashion-mnist", alpha=0.3, steps=5, alphas=(0.3, 30.0))
     assert min(found["r_own"].values()) > 0.8  # as above
     assert found["r_real"]["unrolled"] == found["r_own"]["unrolled"]
@@ -155,15 +158,14 @@ def test_the_study_of_updated_embeddings_predicts_each_scores_own_truth(monkeypa
 
 
 def test_the_study_of_optima_tells_a_minimum_from_what_is_none(monkeypatch):
-    monkeypatch.setitem(
-        SETUPS, "fashion-mnist", replace(SMALL_STAGES, first=(0, 5), first_per_class=60, l2=0.06, width=32)
-    )
+    monkeypatch.setitem(SETUPS, "fashion-mnist", replace(SMALL_STAGES, first=(0, 5), first_per_class=20, l2=0.06))
+    monkeypatch.setattr(multi_stage, "adam", lambda objective, theta, steps: adam(objective, theta, steps // 4))
     rows = {row["variant"]: row for row in multi_stage.optima("fashion-mnist")["rows"]}
     here = rows["as in the notebook"]
     assert here["gradient_norm"] < 1e-5  # L-BFGS stops at 1e-7 of each of a few hundred entries
     assert here["not_positive"] == 0
     problem = TwoStages(Setup(**here["setup"]))
-    theta = multi_stage.minimise(problem.pretraining, problem.first_start, adam_steps=400)
+    theta = multi_stage.minimise(problem.pretraining, problem.first_start, adam_steps=100)
     spectrum = torch.linalg.eigvalsh(torch.func.hessian(problem.pretraining)(theta))
     assert here["eigenvalues"] == pytest.approx([float(spectrum[0]), float(spectrum[-1])], rel=1e-3)  # at 1e-5 from θ̂
     assert rows["maxima"]["setup"]["pooling"] == "maxima"

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy.optimize import nnls
 from torch import Tensor
 
 from metasp_lite.calculus.checks import check_finite
@@ -157,6 +156,8 @@ def project_gem(gradient: Tensor, references: Tensor, margin: float = 0.5) -> Te
     rows = rows / scale  # no square vanishes or overflows
     if bool((_inner_products(rows, gradient) >= 0).all()):
         return gradient
+    from scipy.optimize import nnls  # here, because it takes half a second that all other methods can save
+
     start = gradient + margin * references.sum(dim=0)
     r = triangle(torch.cat([rows, start[None]])).cpu().numpy()  # all that is needed of the P numbers of each vector
     lengths = np.linalg.norm(r[:, :-1], axis=0)

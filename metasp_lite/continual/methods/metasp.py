@@ -6,8 +6,6 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from sklearn.cluster import KMeans
-from sklearn.exceptions import ConvergenceWarning
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 
@@ -138,6 +136,9 @@ def one_of_each_cluster(features: Tensor, harm: Tensor, count: int, generator: t
     """
     if count == 0:
         return torch.zeros(0, dtype=torch.int64)
+    from sklearn.cluster import KMeans  # here, because it takes a second that all other methods can save
+    from sklearn.exceptions import ConvergenceWarning
+
     seed = int(torch.randint(0, 2**31 - 1, (), generator=generator))
     # one thread: scikit-learn's are not torch's, and another number rounds differently
     with warnings.catch_warnings(), threadpool_limits(1):

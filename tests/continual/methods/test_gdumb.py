@@ -161,6 +161,15 @@ def test_two_networks_begin_from_different_weights(stream):
     assert not any(torch.equal(starts[i], starts[j]) for i, j in ((0, 1), (0, 2), (1, 2)))
 
 
+def test_the_memory_comes_in_batches_of_its_own_size(stream, monkeypatch):
+    learner, method = new(stream, GDumbSettings(memory=20, memory_batch=8, dumb_epochs=3))
+    method.offer(learner, learner.batch(stream.tasks[0].train[:60]))
+    sizes, read = [], method.buffer.read
+    monkeypatch.setattr(method.buffer, "read", lambda slots: sizes.append(len(slots)) or read(slots))
+    method.end_task(learner)
+    assert sizes == [8, 8, 4] * 3
+
+
 def test_rate_follows_half_a_cosine(stream, monkeypatch):
     """One batch an epoch: 1, (2+√2)/4, 1/2, (2−√2)/4 of the recipe's."""
     learner, method = new(stream, GDumbSettings(memory=20, dumb_epochs=4))

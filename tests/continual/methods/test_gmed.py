@@ -9,6 +9,7 @@ import copy
 import pytest
 import torch
 from helpers.analytic import randn
+from helpers.made_up_streams import noise_stream
 from helpers.small_fashion import gain_over_fine_tuning, sixty_run, sixty_stream
 from helpers.tiny_stream import assert_goes_on_as_if_never_stopped
 from torch import nn
@@ -78,6 +79,33 @@ def test_edited_examples_suffer_more_and_a_strong_regularisation_makes_them_easi
     edited = edit(inputs, now, after, strides, 0.0)
     assert (after(edited) - now(edited) > after(inputs) - now(inputs)).all()
     assert (now(edit(inputs, now, after, strides, 100.0)) < now(inputs)).all()
+
+
+# ------------------------------------------------------------------------------------------------------- the pixels
+
+
+def test_edited_pixels_are_in_units_of_each_channels_own_deviation():
+    stream = noise_stream(shape=(3, 4, 4))
+    learner = Learner(stream, Recipe(network="mlp", epochs=1), 5)
+    method = GMED(learner, GMEDSettings(memory=6, memory_batch=6))
+    method.offer(learner, learner.batch(stream.tasks[0].train[:6]))
+    method.changes[:] = torch.randn(method.changes.shape, generator=torch.Generator().manual_seed(1))
+    kept = method.buffer.read(torch.tensor([4, 1]))
+    found = method.pixels(learner, kept)
+    for row, slot in zip(found, (4, 1), strict=True):
+        for channel, deviation in enumerate(stream.augmentation.std):
+            expected = method.buffer.images[slot, channel] + method.changes[slot, channel] * deviation
+            torch.testing.assert_close(row[channel], expected)
+    assert len(set(stream.augmentation.std)) == 3
+
+
+def test_a_new_example_begins_unedited_in_every_slot(stream):
+    learner = Learner(stream, Recipe(network="mlp", epochs=1), 5)
+    method = GMED(learner, GMEDSettings(memory=6, memory_batch=6))
+    method.changes[:] = 1.0
+    method.offer(learner, learner.batch(stream.tasks[0].train[:4]))
+    assert method.buffer.filled.tolist() == [0, 1, 2, 3]
+    assert method.changes.flatten(1).amax(dim=1).tolist() == [0.0] * 4 + [1.0] * 2
 
 
 # ---------------------------------------------------------------------------------------------------------- the step

@@ -200,6 +200,16 @@ def test_ascent_raises_what_an_anchor_is_learnt_for(stream):
     assert (worth[1] > worth[0]).all()
 
 
+def test_a_step_of_the_ascent_has_the_length_that_is_asked_for(stream):
+    """From the same examples, by the same networks: √ of the mean square over the pixels; inputs have deviation 1."""
+    still, moved = (
+        new(stream, chosen=HALSettings(memory=50, memory_batch=16, anchor_steps=steps, anchor_lr=0.03))[1].anchors
+        for steps in (0, 1)
+    )
+    lengths = (moved - still).square().mean(dim=(1, 2, 3)).sqrt()
+    torch.testing.assert_close(lengths, torch.full((2,), 0.03), rtol=1e-4, atol=0)  # a difference of float32 near 1
+
+
 def test_a_strong_regularisation_takes_anchors_to_the_mean_embedding_of_their_class(stream):
     """Nearer to it than to the mean of the whole task, and nearer than most of the class's own examples are."""
     chosen = HALSettings(memory=50, memory_batch=16, anchor_steps=60, embedding=1e3)

@@ -231,6 +231,27 @@ def test_the_first_examples_score_as_if_at_a_right_angle():
     assert method.buffer.columns["score"][method.buffer.filled].tolist() == [1.0] * len(batch.labels)
 
 
+def test_equal_gradients_score_two_and_never_more():
+    """Rounding takes a cosine of float32 above 1 in about one of fifty."""
+    rows = torch.randn(2000, 50, generator=torch.Generator().manual_seed(1))
+    cosines = F.normalize(rows, dim=1).square().sum(dim=1)
+    assert (1 + cosines > 2).any()
+    found = torch.cat([cosine_scores(row[None], row[None]) for row in rows])
+    assert ((found <= 2) & (found > 2 - 1e-6)).all()
+
+
+def test_gss_draws_from_the_learners_generator_alone():
+    held = []
+    for seed in (1, 2):
+        learner, method, batch = learner_in_second_task(GSS, GSSSettings(memory=40, compared=3))
+        torch.manual_seed(seed)
+        before = torch.get_rng_state()
+        method.offer(learner, batch)
+        assert torch.equal(torch.get_rng_state(), before)
+        held.append((method.buffer.images, method.buffer.columns["score"]))
+    assert_same(*held)
+
+
 def test_gss_looks_at_an_example_once():
     """In later epochs of a task the memory stays as it is, though half of it is free."""
     learner, method, batch = learner_in_second_task(GSS, GSSSettings(memory=400))
