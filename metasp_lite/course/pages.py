@@ -45,7 +45,7 @@ _QUESTION = re.compile(r"^\|\s*\*\*Question\*\*\s*\|(.*)\|\s*$", re.MULTILINE)
 
 
 @dataclass(frozen=True)
-class ListedNotebook:
+class _Listed:
     """A notebook in the list of all: where it lies below the folder of pages, what it asks, and how its run ended."""
 
     place: Path
@@ -108,7 +108,7 @@ def places(out: Path, place: Path) -> tuple[Path, Path]:
     return out / place, (out / place).with_suffix(".html")
 
 
-def keep_index(entries: Sequence[ListedNotebook], out: Path) -> None:
+def keep_index(entries: Sequence[_Listed], out: Path) -> None:
     """Write the page that lists the notebooks; those of an earlier run have their pages there, too."""
     lines = ["# The notebooks, in reading order", "", "| notebook | question | ran for | result |", "|---|---|---|---|"]
     for entry in entries:
@@ -126,7 +126,7 @@ def _plain(text: str) -> str:
     return re.sub(r"([\\`*_{}\[\]()<>#|~])", r"\\\1", text)
 
 
-def listed(path: Path, place: Path) -> ListedNotebook:
+def listed(path: Path, place: Path) -> _Listed:
     """Return the line of a notebook that has not run: the title and the question that its first cell opens with.
 
     What its first cell lacks stays empty, as all does in a file that is no notebook.
@@ -134,8 +134,6 @@ def listed(path: Path, place: Path) -> ListedNotebook:
     try:
         text = str(nbformat.read(path, as_version=nbformat.NO_CONVERT)["cells"][0]["source"])
     except Exception:  # whatever a file that is no notebook makes of nbformat; that it is none, its run says
-        return ListedNotebook(place, "", "")
+        return _Listed(place, "", "")
     first, question = text.partition("\n")[0], _QUESTION.search(text)
-    return ListedNotebook(
-        place, first[2:].strip() if first.startswith("# ") else "", question[1].strip() if question else ""
-    )
+    return _Listed(place, first[2:].strip() if first.startswith("# ") else "", question[1].strip() if question else "")
