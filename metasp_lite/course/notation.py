@@ -70,9 +70,9 @@ SYMBOLS = (
     _Symbol(r"I_P", "S- and P-influence", "derivative of ℓ(V_new) by E", "05", "(n,)", "I_P", ("06", "07")),
     _Symbol(r"I^*", "fused influence", "the shortest mixture of I_S and I_P", "05", "(n,)", "", ("06", "07")),
     _Symbol(r"A_{tk}", "accuracy matrix", "test accuracy on task k after task t", "06", "(T, T)", "matrix", ("07",)),
-    _Symbol(r"W", "embedding", "the layers that both stages share", "08", "(256,)", "W", ("09",)),
-    _Symbol(r"U", "heads", "the last layer of the pretrained network", "08", "(148,)", "", ("09",)),
-    _Symbol(r"\Theta", "heads", "the last layer of the finetuned network", "08", "(222,)", "Theta", ("09",)),
+    _Symbol(r"W", "embedding", "the layers that both stages share", "08", "(n_W,)", "W", ("09",)),
+    _Symbol(r"U", "heads", "the last layer of the pretrained network", "08", "(n_U,)", "", ("09",)),
+    _Symbol(r"\Theta", "heads", "the last layer of the finetuned network", "08", "(n_Θ,)", "Theta", ("09",)),
     _Symbol(r"W^*,U^*,\Theta^*", "optimum", "where the training of a stage ended", "08", "as above", "", ("09",)),
     _Symbol(r"g", "pretraining", "loss of one of m examples", "08", "number", "g", ("09",)),
     _Symbol(r"G(W,U)", "pretraining", "mean of g, and weight decay", "08", "number", "G", ("09",)),
@@ -81,18 +81,16 @@ SYMBOLS = (
     _Symbol(
         r"f(x_\text{test})", "target", "loss of a test example of the second task", "08", "number", "target", ("09",)
     ),
-    _Symbol(r"t", "sensitivity", "derivative of the target by the embedding", "08", "(256,)", "t", ("09",)),
-    _Symbol(r"f_W", "partial derivatives", "by the embedding", "08", "(256,)", "f_W", ("09",)),
-    _Symbol(r"f_\Theta", "partial derivatives", "by the head", "08", "(222,)", "f_Theta", ("09",)),
-    _Symbol(r"g'", "full derivatives", "by all of (W, U)", "08", "(404,)", "g_prime", ("09",)),
-    _Symbol(r"G''", "full derivatives", "by all of (W, U), twice", "08", "(404, 404)", "G_hessian", ("09",)),
-    _Symbol(r"f'", "full derivatives", "by all of (W, Θ)", "08", "(478,)", "f_prime", ("09",)),
-    _Symbol(r"F''", "full derivatives", "by all of (W, Θ), twice", "08", "(478, 478)", "", ("09",)),
+    _Symbol(r"t", "sensitivity", "derivative of the target by the embedding", "08", "(n_W,)", "t", ("09",)),
+    _Symbol(r"f_W", "partial derivatives", "by the embedding", "08", "(n_W,)", "f_W", ("09",)),
+    _Symbol(r"f_\Theta", "partial derivatives", "by the head", "08", "(n_Θ,)", "f_Theta", ("09",)),
+    _Symbol(r"g'", "full derivatives", "by all of (W, U)", "08", "(n_W + n_U,)", "g_prime", ("09",)),
+    _Symbol(r"G''", "full derivatives", "by all of (W, U), twice", "08", "square", "G_hessian", ("09",)),
+    _Symbol(r"f'", "full derivatives", "by all of (W, Θ)", "08", "(n_W + n_Θ,)", "f_prime", ("09",)),
+    _Symbol(r"F''", "full derivatives", "by all of (W, Θ), twice", "08", "square", "", ("09",)),
     _Symbol(r"I(z)", "influence", "of a pretraining example z on the target", "08", "number", "by_hand", ("09",)),
     _Symbol(r"\alpha", "eq. 15, its constant", "weight of the first stage in the score", "09", "number"),
-    _Symbol(
-        r"\theta_0,\theta_1,\dots,\theta_T", "finetuning run", "after each of T steps", "09", "(478,) each", "path"
-    ),
+    _Symbol(r"\theta_0,\theta_1,\dots,\theta_T", "finetuning run", "after each of T steps", "09", "like f'", "path"),
 )
 
 
