@@ -13,8 +13,17 @@ from metasp_lite.course import notation
 
 NOTEBOOKS = {path.name[:2]: path for path in sorted((settings.PROJECT_DIR / "notebooks").glob("*.ipynb"))}
 # The letters that once had two meanings, or that have the paper's other meaning beside them.
-WATCHED = [*"EKPas", r"\alpha", r"\delta", r"\epsilon", r"\gamma", r"\lambda", r"\mu", r"\tau"]
-GREEK = {"α": r"\alpha", "δ": r"\delta", "ε": r"\epsilon", "γ": r"\gamma", "λ": r"\lambda", "μ": r"\mu", "τ": r"\tau"}
+WATCHED = [*"EKPas", r"\alpha", r"\delta", r"\epsilon", r"\gamma", r"\kappa", r"\lambda", r"\mu", r"\tau"]
+GREEK = {
+    "α": r"\alpha",
+    "δ": r"\delta",
+    "ε": r"\epsilon",
+    "γ": r"\gamma",
+    "κ": r"\kappa",
+    "λ": r"\lambda",
+    "μ": r"\mu",
+    "τ": r"\tau",
+}
 FORMULA = re.compile(r"\$\$(.+?)\$\$|\$([^$]+)\$", re.DOTALL)
 UPRIGHT = re.compile(r"\\(?:mathrm|text|operatorname\*?|mathbf|begin|end|mathbb|mathcal)\s*(?:\{[^}]*\}|[A-Za-z])")
 SUBSCRIPT = r"_(?:\{(?:[^{}]|\{[^{}]*\})*\}|\\[A-Za-z]+|[A-Za-z0-9])"
