@@ -1,9 +1,10 @@
 """Numbers in a notebook's prose that nothing stands behind.
 
 A number of the prose must occur, rounded to the digits in which it is quoted, in the section it stands in (from one
-``##`` heading to the next): in an output that strict nbval compares, or as a literal of the code. A count may also come
-from an earlier section; a sentence that names section 4 or notebook 02 may quote from there; a section without code,
-such as the take-aways, from the whole notebook; and a sentence on a paper from `papers.NUMBERS`.
+``##`` heading to the next): in an output that strict nbval compares, or as a literal of the code, of the two blocks of
+code above it or the one below. A count may also come from elsewhere in its section or from an earlier one; a sentence
+that names section 4 or notebook 02 may quote from there; a section without code, such as the take-aways, from the whole
+notebook; and a sentence on a paper from `papers.NUMBERS`.
 
 Not asked for: whole numbers up to twelve, powers such as n², years, numbers that name something (eq. 15, CIFAR-10), and
 what stands in code spans, links, the tables of the first cell and formulas, but for the decimals of one within a line.
@@ -105,8 +106,23 @@ class Section:
 
     prose: list[tuple[int, str]] = field(default_factory=list)
     name: str = ""  # the number in its heading
-    pool: set[float] = field(default_factory=set)
-    has_code: bool = False
+    code: dict[int, set[float]] = field(default_factory=dict)
+
+    @property
+    def pool(self) -> set[float]:
+        """All numbers of its outputs and code."""
+        return set().union(*self.code.values())
+
+    def near(self, cell: int) -> set[float]:
+        """The numbers of the two blocks of code above a cell and of the one below; no prose stands within a block."""
+        blocks: list[list[int]] = []
+        for number in self.code:
+            if blocks and blocks[-1][-1] == number - 1:
+                blocks[-1].append(number)
+            else:
+                blocks.append([number])
+        above, below = [one for one in blocks if one[0] < cell], [one for one in blocks if one[0] > cell]
+        return set().union(*(self.code[number] for one in above[-2:] + below[:1] for number in one))
 
 
 def unsupported(notebook: NotebookNode, course: Mapping[str, NotebookNode] | None = None) -> list[str]:
@@ -122,7 +138,7 @@ def unsupported(notebook: NotebookNode, course: Mapping[str, NotebookNode] | Non
     for part in parts:
         before |= part.pool
         for number in _asked_for(part):
-            pool = set(part.pool if part.has_code else everything)
+            pool = set(part.near(number.cell) if part.code else everything)
             pool |= before if number.is_count else set()
             for place in number.places():
                 pool |= named.get(place, set()) or _all_of((course or {}).get(place.removeprefix("notebook ")))
@@ -150,8 +166,7 @@ def sections(notebook: NotebookNode) -> list[Section]:
     parts = [Section()]
     for number, cell in enumerate(notebook.cells):
         if cell.cell_type == "code":
-            parts[-1].has_code = True
-            parts[-1].pool |= _literals(cell.source) | _shown(cell)
+            parts[-1].code[number] = _literals(cell.source) | _shown(cell)
             continue
         first, *later = _HEADING.split(cell.source)
         if number == 0:
