@@ -106,14 +106,14 @@ def test_a_measurement_is_asked_for_in_its_section_a_count_in_the_sections_so_fa
 
 def test_a_measurement_stands_near_its_output():
     """Two blocks of code above it or one below, where cells without prose between them are one block."""
-    text = new_markdown_cell("text")
     for far, missing in ((1, 0), (2, 0), (3, 1)):
-        blocks = [cell for _ in range(far - 1) for cell in (text, printed("1"), printed("2"))]
+        blocks = [cell for _ in range(far - 1) for cell in (new_markdown_cell("text"), printed("1"), printed("2"))]
         cells = [new_markdown_cell("# A title\n\n## 1 · A"), printed("0.47 47"), printed("3"), *blocks]
         cells.append(new_markdown_cell("0.47 and 47"))
         assert len(unsupported(new_notebook(cells=cells))) == missing
         assert len(unsupported(new_notebook(cells=[cells[0], cells[-1], *cells[1:-1]]))) == 0
-    below = [new_markdown_cell("# A title\n\n## 1 · A\n\n0.47"), printed("1"), text, printed("0.47")]
+    below = [new_markdown_cell("# A title\n\n## 1 · A\n\n0.47"), printed("1")]
+    below += [new_markdown_cell("text"), printed("0.47")]
     assert len(unsupported(new_notebook(cells=below))) == 1
 
 
