@@ -8,11 +8,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
+from urllib.parse import unquote
 
 import nbformat
 import pytest
 from helpers.image_sets import link_first
+from helpers.prose_numbers import unsupported
 from nbformat import NotebookNode
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
@@ -23,6 +26,8 @@ FOLDER = settings.PROJECT_DIR / "notebooks"
 NOTEBOOKS = sorted(path for path in FOLDER.rglob("*.ipynb") if ".ipynb_checkpoints" not in path.parts)
 MAX_BYTES = 1_500_000
 MAX_LINES = 12
+MAX_COLUMNS = 100  # more are cut off in a window of 1280 pixels
+TABLE_HEAD = "Question", "You will learn", "You need", "Time"
 PRIVATE_PATH = re.compile(r"(?<![\w.])(/(?:home|Users|root|work|tmp|opt|mnt|private)/|[A-Z]:\\)[\w.\\/-]*")
 
 Guard = Callable[[NotebookNode], str | None]  # what is wrong with the notebook, or nothing
@@ -101,6 +106,56 @@ def opens_with_its_title(notebook: NotebookNode) -> str | None:
     return None if first.cell_type == "markdown" and first.source.startswith("# ") else f"opens with {first.source!r}"
 
 
+def opens_with_its_table(notebook: NotebookNode) -> str | None:
+    rows = re.findall(r"(?m)^\| \*\*(.+?)\*\* \|", notebook.cells[0].source)
+    return None if tuple(rows[: len(TABLE_HEAD)]) == TABLE_HEAD else f"the first cell's table has the rows {rows}"
+
+
+def has_lines_that_fit(notebook: NotebookNode) -> str | None:
+    long = {
+        number: max(map(len, [*cell.source.splitlines(), ""]))
+        for number, cell in enumerate(notebook.cells)
+        if cell.cell_type == "code"
+    }
+    long = {number: columns for number, columns in long.items() if columns > MAX_COLUMNS}
+    return f"columns of code by cell, {MAX_COLUMNS} allowed: {long}" if long else None
+
+
+def links(notebook: NotebookNode) -> list[str]:
+    """Where the prose leads to, but for code."""
+    prose = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
+    plain = re.sub(r"```.*?```|`[^`]*`", "", prose, flags=re.DOTALL)
+    return re.findall(r"\]\(\s*<?([^)\s>]+)", plain) + re.findall(r'(?:href|src)="([^"]+)"', plain)
+
+
+def leads_to_what_is_there(notebook: NotebookNode) -> str | None:
+    """Notebooks and other files; a heading behind # is looked for in this notebook or in the one that is named."""
+    lost = []
+    for link in links(notebook):
+        path, _, heading = link.partition("#")
+        if re.match(r"[a-z][a-z0-9+.-]*:", link):
+            continue
+        target = FOLDER / unquote(path)
+        if not target.exists():
+            lost.append(link)
+        elif heading and (not path or path.endswith(".ipynb")):
+            seen = nbformat.read(target, as_version=4) if path else notebook
+            titles = re.findall(r"(?m)^#+ (.*?)\s*$", "\n".join(cell.source for cell in seen.cells))
+            lost += [] if unquote(heading) in {title.replace(" ", "-") for title in titles} else [link]
+    return f"links that lead nowhere: {lost}" if lost else None
+
+
+@cache
+def course() -> dict[str, NotebookNode]:
+    """The notebooks by their numbers."""
+    return {path.name[:2]: nbformat.read(path, as_version=4) for path in NOTEBOOKS}
+
+
+def quotes_what_it_shows(notebook: NotebookNode) -> str | None:
+    missing = unsupported(notebook, course())
+    return "numbers that nothing stands behind:\n  " + "\n  ".join(missing) if missing else None
+
+
 def shows_a_figure(notebook: NotebookNode) -> str | None:
     return None if any("image/png" in output.get("data", {}) for output in outputs(notebook)) else "no figure"
 
@@ -115,6 +170,10 @@ GUARDS: list[Guard] = [
     checks_itself,
     has_short_cells,
     opens_with_its_title,
+    opens_with_its_table,
+    has_lines_that_fit,
+    leads_to_what_is_there,
+    quotes_what_it_shows,
     shows_a_figure,
 ]
 
@@ -127,7 +186,42 @@ def test_the_course_has_notebooks():
 @pytest.mark.parametrize("guard", GUARDS, ids=lambda guard: guard.__name__)
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_stored_notebook(path: Path, guard: Guard):
-    assert guard(nbformat.read(path, as_version=4)) is None
+    wrong = guard(nbformat.read(path, as_version=4))
+    assert wrong is None, wrong
+
+
+def title(notebook: NotebookNode) -> str:
+    return notebook.cells[0].source.partition("\n")[0].removeprefix("# ")
+
+
+def neighbours(paths: list[Path], titles: list[str], position: int) -> str:
+    """Return the last line of the notebook at ``position``: the way to the one before it and to the one behind it."""
+    both = {"Previous": position - 1, "Next": position + 1}
+    return " · ".join(
+        f"**{way}:** [{titles[other]}]({paths[other].relative_to(FOLDER).as_posix()})"
+        for way, other in both.items()
+        if 0 <= other < len(paths)
+    )
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebook_stands_in_its_place(path: Path):
+    """Its title begins with the number of its file, and its last line leads to its neighbours by their titles."""
+    notebooks = [nbformat.read(one, as_version=4) for one in NOTEBOOKS]
+    position = NOTEBOOKS.index(path)
+    assert title(notebooks[position]).startswith(f"{path.name[:2]} · ")
+    last = notebooks[position].cells[-1]
+    assert last.cell_type == "markdown"
+    assert last.source.rstrip().splitlines()[-1] == neighbours(NOTEBOOKS, [*map(title, notebooks)], position)
+
+
+def test_neighbours_of_three_notebooks():
+    paths, titles = [FOLDER / f"{name}.ipynb" for name in "abc"], ["01 · A", "02 · B?", "04 · C"]
+    assert [neighbours(paths, titles, position) for position in range(3)] == [
+        "**Next:** [02 · B?](b.ipynb)",
+        "**Previous:** [01 · A](a.ipynb) · **Next:** [04 · C](c.ipynb)",
+        "**Previous:** [02 · B?](b.ipynb)",
+    ]
 
 
 # --- the guards themselves: a notebook that passes all of them, then one change that each must notice -------------
@@ -137,9 +231,10 @@ def sound() -> NotebookNode:
     figure = new_output("display_data", data={"image/png": "aGk=", "text/plain": "<Figure>"})
     check = new_output("stream", text="self-check passed: one is one\n")
     cells = [
-        new_markdown_cell("# A title"),
+        new_markdown_cell("# A title\n\n| | |\n|---|---|\n" + "\n".join(f"| **{row}** | 99 |" for row in TABLE_HEAD)),
         new_code_cell("import os\n\n# why\nprint(1)", execution_count=1, outputs=[check]),
         new_code_cell("\n".join(f"x{i} = {i}" for i in range(MAX_LINES)), execution_count=2, outputs=[figure]),
+        new_markdown_cell("## 2 · The end\n\nFrom [figures](figures), [here](#2-·-The-end): one."),
     ]
     return new_notebook(cells=cells, metadata={"kernelspec": execution.KERNELSPEC})
 
@@ -185,7 +280,27 @@ def add_a_line(notebook):
 
 
 def lose_the_title(notebook):
-    notebook.cells[0].source = "## A section"
+    notebook.cells[0].source = notebook.cells[0].source.removeprefix("# ")
+
+
+def lose_a_row(notebook):
+    notebook.cells[0].source = notebook.cells[0].source.replace("Time", "Hours")
+
+
+def write_a_long_line(notebook):
+    notebook.cells[1].source += "  # " + "x" * MAX_COLUMNS
+
+
+def lead_to_no_notebook(notebook):
+    notebook.cells[3].source = "[next](99-later.ipynb)"
+
+
+def lead_to_no_heading(notebook):
+    notebook.cells[3].source = "## 3 · The end\n\n[here](#2-·-The-end)"
+
+
+def quote_another_number(notebook):
+    notebook.cells[3].source += " The median is 0.47."
 
 
 def lose_the_figure(notebook):
@@ -206,6 +321,11 @@ def lose_the_figure(notebook):
         (checks_itself, check_nothing),
         (has_short_cells, add_a_line),
         (opens_with_its_title, lose_the_title),
+        (opens_with_its_table, lose_a_row),
+        (has_lines_that_fit, write_a_long_line),
+        (leads_to_what_is_there, lead_to_no_notebook),
+        (leads_to_what_is_there, lead_to_no_heading),
+        (quotes_what_it_shows, quote_another_number),
         (shows_a_figure, lose_the_figure),
     ],
     ids=lambda value: value.__name__,

@@ -1,6 +1,7 @@
 """Run the notebooks from top to bottom without a browser: ``python -m metasp_lite tour``."""
 
 import argparse
+import dataclasses
 import shutil
 import sys
 from collections.abc import Sequence
@@ -25,6 +26,7 @@ def main(arguments: argparse.Namespace) -> int:
     """Run the notebooks; the status is 1 when any failed, and 130 after Ctrl-C, which stops the kernel first."""
     from metasp_lite import results
     from metasp_lite.course.execution import find_notebooks
+    from metasp_lite.course.pages import INDEX
 
     out = _checked_out(arguments.out)
     settings.data_dir()  # one that is not there would stop every notebook
@@ -37,7 +39,7 @@ def main(arguments: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         print("\nstopped; the notebook that was running has left nothing behind", file=sys.stderr)
         return 130
-    print(f"{len(notebooks) - failed} of {len(notebooks)} notebooks passed; copies and HTML pages: {out}")
+    print(f"{len(notebooks) - failed} of {len(notebooks)} notebooks passed; copies and HTML pages: {out / INDEX}")
     if record and not failed:
         results.write(record, {"settings": {"profile": settings.profile()}, "runs": runs})
     return int(failed > 0)
@@ -63,10 +65,11 @@ def _checked_out(asked: Path) -> Path:
 
 def _require_writable(notebooks: Sequence[Path], out: Path, *, store: bool) -> None:
     """Refuse before the first notebook runs what could not be kept afterwards."""
-    from metasp_lite.course.pages import MATHJAX, places
+    from metasp_lite.course.pages import INDEX, MATHJAX, places
     from metasp_lite.files import require_writable
 
     require_writable(out / MATHJAX / "MathJax.js")
+    require_writable(out / INDEX)
     for path in notebooks:
         for target in (*places(out, path.relative_to(NOTEBOOKS_DIR)), *([path] if store and path.is_file() else [])):
             require_writable(target)
@@ -75,14 +78,16 @@ def _require_writable(notebooks: Sequence[Path], out: Path, *, store: bool) -> N
 def _run_all(notebooks: Sequence[Path], out: Path, *, store: bool) -> tuple[list[dict[str, object]], int]:
     """Run the notebooks one after the other and print a line for each; return what was measured, and how many failed.
 
-    Copies with outputs and HTML pages go to ``out``; with ``store`` the outputs of a notebook that passed also go
-    back into its own file, and its README figures into the folder ``figures``.
+    Copies with outputs and HTML pages go to ``out``, beside the page that lists the whole course; with ``store`` the
+    outputs of a notebook that passed also go back into its own file, and its README figures into the folder
+    ``figures``.
     """
-    from metasp_lite.course.execution import LITE_CELL_SECONDS, count_self_checks, execute
-    from metasp_lite.course.pages import MATHJAX, figures, keep, to_ipynb
+    from metasp_lite.course.execution import LITE_CELL_SECONDS, count_self_checks, execute, find_notebooks
+    from metasp_lite.course.pages import MATHJAX, figures, keep, keep_index, listed, to_ipynb
     from metasp_lite.files import write_atomically
 
     mathjax = _mathjax()
+    index = {path: listed(path, path.relative_to(NOTEBOOKS_DIR)) for path in find_notebooks(NOTEBOOKS_DIR)}
     cell_seconds = LITE_CELL_SECONDS if settings.profile() == "lite" else None
     runs: list[dict[str, object]] = []
     failed = 0
@@ -90,7 +95,9 @@ def _run_all(notebooks: Sequence[Path], out: Path, *, store: bool) -> tuple[list
         execution = execute(path, cell_seconds)
         if not runs:
             shutil.copytree(mathjax, out / MATHJAX, dirs_exist_ok=True)
-        keep(execution, out, path.relative_to(NOTEBOOKS_DIR))
+        keep(execution, out, path.relative_to(NOTEBOOKS_DIR), path.parent)
+        index[path] = dataclasses.replace(index[path], seconds=execution.seconds, verdict=execution.verdict)
+        keep_index(list(index.values()), out)
         failed += execution.error is not None
         if store and execution.error is None:
             write_atomically(path, to_ipynb(execution.notebook))

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -59,7 +60,7 @@ def test_a_failing_notebook_does_not_hide_the_next_one(course, capsys):
     assert end.startswith("1 of 2 notebooks passed")
     out = course.parent / "out"
     assert {path.name for path in out.iterdir()} == {
-        "01-bad.ipynb", "01-bad.html", "02-good.ipynb", "02-good.html", "mathjax",
+        "01-bad.ipynb", "01-bad.html", "02-good.ipynb", "02-good.html", "index.html", "mathjax",
     }  # fmt: skip
     assert (out / "mathjax" / "MathJax.js").exists()
     assert read(out / "01-bad.ipynb").cells[2].outputs[0].ename == "ValueError"
@@ -104,6 +105,36 @@ def test_store_writes_clean_outputs_and_figures_back(course):
     assert not list(course.rglob("*.part"))
     (run,) = json.loads((course.parent / "tour.json").read_text(encoding="utf-8"))["runs"]
     assert (run["notebook"], run["self_checks"]) == ("01-good", 1)
+
+
+def test_the_list_of_all_has_each_notebook_with_its_question_and_how_its_run_ended(course):
+    """Three notebooks, of which the second is run, then the first; the page is read by what stands in its table."""
+
+    def rows() -> list[list[str]]:
+        page = (course.parent / "out" / "index.html").read_text(encoding="utf-8")
+        body = page.partition("<tbody>")[2].partition("</tbody>")[0]
+        return [re.findall(r"<td>(.*?)</td>", row) for row in body.split("</tr>")[:-1]]
+
+    for number in (1, 2, 3):
+        write_notebook(course, f"0{number}-a", CHECK, "1 / 0" if number == 1 else CHECK)
+    second = read(course / "02-a.ipynb")
+    second.cells[0].source = "# 02 · A *title*\n\n| | |\n|---|---|\n| **Question** | What is $x_1$, or ½? |"
+    nbformat.write(second, course / "02-a.ipynb")
+
+    assert run_tour(course, "02") == 0
+    link = '<a href="02-a.html">02 · A <em>title</em></a>'
+    first_time = [[cell for cell in row if not cell.endswith(" s")] for row in rows()]
+    assert first_time == [
+        ["A title", "", "", "not run this time"],
+        [link, "What is $x_1$, or ½?", "2 self-checks passed"],
+        ["A title", "", "", "not run this time"],
+    ]
+    assert run_tour(course, "01") == 1
+    first, second, third = rows()
+    assert first[0] == '<a href="01-a.html">A title</a>'
+    assert first[3] == "FAILED in code cell 2 of 2: ZeroDivisionError: division by zero"
+    assert second == [link, "What is $x_1$, or ½?", "", "not run this time"]  # its page is still there
+    assert third[3] == "not run this time"
 
 
 def test_without_store_or_after_a_failure_the_notebook_is_untouched(course):
@@ -170,7 +201,9 @@ def no_run(*_, **__):
     pytest.fail("a notebook ran")
 
 
-@pytest.mark.parametrize("target", ["out/01-a.ipynb", "out/01-a.html", "out/mathjax", "out", "tour.json"])
+@pytest.mark.parametrize(
+    "target", ["out/01-a.ipynb", "out/01-a.html", "out/index.html", "out/mathjax", "out", "tour.json"]
+)
 def test_a_place_that_cannot_be_written_is_refused_before_a_notebook_runs(course, monkeypatch, capsys, target):
     write_notebook(course, "01-a", CHECK)
     (course.parent / "out").mkdir()
