@@ -118,7 +118,9 @@ def agreement_against_length(
 
     for name, goal in goals.items():
         ax.axhline(goal, color="0.55", linewidth=1, zorder=1)
-        ax.annotate(name, (0, goal), (3, 1.5), ("axes fraction", "data"), "offset points", fontsize=8, color="0.3")
+        below = any(0 < other - goal < 0.02 * len(exact) for other in goals.values())  # no room above
+        where = (0, goal), (3, -9.5 if below else 1.5), ("axes fraction", "data")
+        ax.annotate(name, *where, "offset points", fontsize=8, color="0.3")
     for name, values in levels.items():
         ax.axhline(right(values), color="black", linewidth=1.3, linestyle=":", zorder=1)
         where = (1, right(values)), (-3, 1.5), ("axes fraction", "data")
@@ -130,4 +132,6 @@ def agreement_against_length(
     ax.set(
         xscale="log", xlabel="length a·K of the path, in units of 1/$s_{max}$", ylabel=f"right signs, of {len(exact)}"
     )
+    shortest = min(min(path) for path in (full, *batches.values()))
+    ax.set_xlim(left=shortest / 25)  # room for the names of the goals
     ax.set_title(title, fontsize=10)
