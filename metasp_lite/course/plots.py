@@ -1,9 +1,9 @@
-"""The look of all figures, and those that notebooks 01, 02, 06 or several of them draw: arrays in, axes out.
+"""The look of all figures, and those that notebooks 01, 08 or several of them draw: arrays in, axes out.
 
 Colours are seaborn's colour-blind palette; a marker or a line style tells series apart where colour is not seen.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from metasp_lite.course.travel import OptimumTravel
 from metasp_lite.doors import Count, typed
-from metasp_lite.influence.agreement import pearson, sign_confusion
+from metasp_lite.influence.agreement import pearson
 
 _PALETTE = sns.color_palette("colorblind").as_hex()
 BLUE, ORANGE, GREEN, PURPLE, BROWN = (_PALETTE[i] for i in (0, 1, 2, 4, 5))
@@ -62,20 +62,63 @@ def image_grid(images: Tensor, titles: Sequence[str], *, columns: Count = 8, hea
 
 
 def two_classes(
-    ax: Axes, inputs: Tensor, labels: Tensor, classes: Sequence[str], theta: Tensor, *, ringed: int
+    ax: Axes, inputs: Tensor, labels: Tensor, classes: Sequence[str], theta: Tensor, *, ringed: Sequence[int]
 ) -> None:
-    """Scatter inputs (n, 2) by label, ring one, and draw the line θᵀx = 0 on which both classes are equally likely."""
+    """Scatter inputs (n, 2) by label, and draw the line θᵀx = 0 on which both classes are equally likely.
+
+    The examples ``ringed``, close together, share a ring; an inset below it shows them apart, each with its number.
+    """
     x, of, (first, second) = inputs.cpu().numpy(), labels.cpu().numpy(), theta.tolist()
-    for label, (name, colour, marker) in enumerate(zip(classes, (BLUE, ORANGE), "o^", strict=True)):
-        across, up = x[of == label].T
-        ax.scatter(across, up, c=colour, marker=marker, s=28, label=name, edgecolor="white", linewidth=0.5)
-    across, up = x[ringed]
-    ax.scatter(across, up, s=140, facecolor="none", edgecolor="black", linewidth=1.2, label=f"example {ringed}")
+    looks = list(zip(classes, (BLUE, ORANGE), "o^", strict=True))
     reach = np.abs(x).max() * 1.1
-    ends = np.array([-1, 1]) * 2 * reach / np.hypot(first, second)
-    ax.plot(-second * ends, first * ends, color="black", linewidth=1.5, label="$θ^⊤x = 0$")
+    _line(ax, first, second, reach, color="black", linewidth=1.5)
+    for label, (name, colour, marker) in enumerate(looks):
+        ax.scatter(*x[of == label].T, c=colour, marker=marker, s=32, label=name, edgecolor="white", linewidth=0.5)
+    centre = x[list(ringed)].mean(axis=0)
+    ax.scatter(*centre, s=170, facecolor="none", edgecolor="black", linewidth=1.2)
     ax.set(xlim=(-reach, reach), ylim=(-reach, reach), xlabel="first component", ylabel="second component")
-    ax.legend(loc="best", fontsize=8)
+    ax.text(-0.97 * reach * second / np.hypot(first, second) + 0.1, 0.9 * reach, "$θ^⊤x = 0$", ha="left")
+    ax.legend(loc="lower left", fontsize=10)
+    inset = ax.inset_axes((0.03, 0.79, 0.29, 0.18))
+    for count, place in enumerate(ringed):
+        name, colour, marker = looks[of[place]]
+        inset.scatter(*x[place], c=colour, marker=marker, s=60)
+        text, below = f"{name.split()[-1].lower()} {place}", -18 if count % 2 else 9  # neighbours' names apart
+        inset.annotate(text, x[place], (0, below), textcoords="offset points", ha="center", fontsize=9)
+    across, up = np.abs(x[list(ringed)] - centre).max(axis=0) + 1e-9
+    wide = max(across, up)
+    reach = (-3 * wide, 3 * wide)
+    inset.set(xlim=centre[0] + np.array(reach), ylim=centre[1] + np.array(reach), xticks=[], yticks=[])
+    start = centre + np.array([-0.02, 0.12])
+    ax.annotate("", start, (0.22, 0.79), "data", "axes fraction", {"arrowstyle": "-", "color": "0.3"})
+
+
+def influence_map(
+    ax: Axes, inputs: Tensor, labels: Tensor, classes: Sequence[str], influences: Tensor, direction: Tensor
+) -> None:
+    """Scatter inputs (n, 2), marker by label, area by |I|, filled where the example hurts (I > 0).
+
+    The line qᵀx = 0 of ``direction`` q (2,) is where an influence changes its sign.
+    """
+    x, of, value = inputs.cpu().numpy(), labels.cpu().numpy(), influences.cpu().numpy()
+    reach = np.abs(x).max() * 1.1
+    _line(ax, *direction.tolist(), reach, color="black", linestyle="--", linewidth=1.5)
+    area = 20 + 380 * np.abs(value) / np.abs(value).max()
+    for label, (name, marker) in enumerate(zip(classes, "o^", strict=True)):
+        for hurts, colour in ((False, BLUE), (True, ORANGE)):
+            some = (of == label) & ((value > 0) == hurts)
+            face = colour if hurts else "none"
+            ax.scatter(*x[some].T, s=area[some], marker=marker, facecolor=face, edgecolor=colour, linewidth=1.4)
+            ax.scatter([], [], s=60, marker=marker, facecolor=face, edgecolor=colour, linewidth=1.4,
+                       label=f"{name} that {'hurts' if hurts else 'helps'}")  # fmt: skip
+    ax.set(xlim=(-reach, reach), ylim=(-reach, reach), xlabel="first component", ylabel="second component")
+    ax.legend(loc="upper left", fontsize=9)
+
+
+def _line(ax: Axes, first: float, second: float, reach: float, **look: object) -> None:
+    """Draw the line first·x₁ + second·x₂ = 0 across a square of half width ``reach``."""
+    ends = np.array([-1, 1]) * 2 * reach / np.hypot(first, second)
+    ax.plot(-second * ends, first * ends, **look)
 
 
 def optimum_travel(travel: OptimumTravel, surface: tuple[np.ndarray, np.ndarray, np.ndarray], at: int) -> Figure:
@@ -175,75 +218,19 @@ def predicted_against_true(
 
 
 @typed
-def approximate_against_exact(ax: Axes, exact: Tensor, approximate: Tensor) -> None:
-    """Scatter approximate against exact influences (n,); the two shaded quarters hold the wrong signs."""
-    x, y = exact.cpu().numpy(), approximate.cpu().numpy()
-    wrong = (x > 0) != (y > 0)
-    reach = [1.1 * np.abs(v).max() for v in (x, y)]
-    for corner in ((0, -reach[1]), (-reach[0], 0)):
-        ax.add_patch(plt.Rectangle(corner, reach[0], reach[1], color="0.92", zorder=0))
-    for mask, colour, marker, name in ((~wrong, BLUE, "o", "sign right"), (wrong, ORANGE, "x", "sign wrong")):
-        ax.scatter(x[mask], y[mask], s=14, color=colour, marker=marker, linewidth=0.8, label=f"{name}: {mask.sum()}")
-    ax.set(xlim=(-reach[0], reach[0]), ylim=(-reach[1], reach[1]))
-    ax.set(xlabel="exact influence", ylabel="approximate influence")
-    ax.legend(fontsize=8, loc="upper left")
-
-
-@typed
 def damping_curves(
     ax: Axes, dampings: Tensor, damped: Tensor, undamped: Tensor, true: Tensor, eigenvalues: Tensor
 ) -> None:
     """Draw, over dampings δ (S,), size and correlation with the true change of damped influences (S, n)."""
     size = (damped.norm(dim=1) / undamped.norm()).cpu()
     correlation = [pearson(-row, true) for row in damped]
-    ax.plot(dampings.cpu(), size, color=BLUE, marker="o", markersize=4, label="size, relative to undamped")
-    ax.plot(dampings.cpu(), correlation, color=ORANGE, marker="^", markersize=4, label="Pearson r with the truth")
-    for e in eigenvalues.tolist():
-        ax.axvline(e, color="0.5", linestyle=":")
+    across, last = dampings.cpu(), 0.62 * len(dampings)
+    ax.plot(across, size, color=BLUE, marker="o", markersize=4)
+    ax.plot(across, correlation, color=ORANGE, marker="^", markersize=4)
+    place = int(last)
+    ax.text(across[place], size[place] + 0.06, "size, relative to undamped", color=BLUE)
+    ax.text(across[place], correlation[place] - 0.09, "Pearson r with the truth", color="#9c6400")
+    for s in eigenvalues.tolist():
+        ax.axvline(s, color="0.5", linestyle=":")
     ax.set(xscale="log", ylim=(0, 1.05), ylabel="ratio, correlation")
     ax.set_xlabel("damping δ (dotted: the eigenvalues of H)")
-    ax.legend(fontsize=8, loc="lower left")
-
-
-@typed
-def accuracy_against_cost(
-    exact: Tensor,
-    lines: Mapping[str, Mapping[float, Tensor]],
-    points: Mapping[str, Mapping[float, Tensor]],
-    levels: Mapping[str, Tensor],
-) -> Figure:
-    """Draw sign agreement, balanced accuracy and Pearson r with ``exact (n,)`` over the number of products (log scale).
-
-    ``lines`` and ``points`` map a method to its influences ``(n,)`` at each cost; ``levels`` maps a method without
-    products to its influences.  The best constant guess is drawn as a level too; it has no correlation.
-
-    Raises:
-        ValueError: for more lines, points or levels than can be told apart.
-    """
-    for kind, given, most in (("lines", lines, 4), ("points", points, 3), ("levels", levels, 2)):
-        if len(given) > most:
-            raise ValueError(f"{len(given)} methods as {kind}: {most} can be told apart; leave out the others")
-    agreement, balanced = f"agreement, of {len(exact)}", "balanced accuracy"
-    measures: dict[str, Callable[[Tensor, Tensor], float]] = {
-        agreement: lambda true, values: sign_confusion(true, values).agreement,
-        balanced: lambda true, values: sign_confusion(true, values).balanced_accuracy,
-        "Pearson r": pearson,
-    }
-    constant = {agreement: sign_confusion(exact, exact).baseline, balanced: 0.5}
-    styles = list(zip((GREEN, PURPLE, BLUE, BROWN), ("-", "-.", "--", ":"), strict=True))[: len(lines)]
-    dashes = ((5, 4), (1, 3), (1, 1))
-    figure, axes = plt.subplots(1, 3, figsize=(13, 4.6), sharex=True)
-    for ax, (label, measure) in zip(axes, measures.items(), strict=True):
-        heights = {name: measure(exact, values) for name, values in levels.items()}
-        if label in constant:
-            heights["constant guess"] = constant[label]
-        for (name, height), dash in zip(heights.items(), dashes[: len(heights)], strict=True):
-            ax.axhline(height, color="0.4", linewidth=1.1, dashes=dash, label=name)
-        for (name, path), (colour, style) in zip(lines.items(), styles, strict=True):
-            ax.plot(list(path), [measure(exact, v) for v in path.values()], color=colour, linestyle=style, label=name)
-        for (name, path), marker in zip(points.items(), "os^"[: len(points)], strict=True):
-            heights_of_points = [measure(exact, v) for v in path.values()]
-            ax.plot(list(path), heights_of_points, marker, color=ORANGE, markersize=8, label=name)
-        ax.set(xscale="log", xlabel="Hessian-vector products", ylabel=label)
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=9)
-    return figure

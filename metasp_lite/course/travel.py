@@ -73,7 +73,7 @@ def optimum_with_l2(problem: Problem, l2: float) -> tuple[Curvature, Tensor]:
 
 @typed
 def influence_by_series(problem: Problem, curvature: Curvature, steps: int, step: float) -> Tensor:
-    """Influences ``(n,)`` by K = ``steps`` of the Neumann series, each of ``step``/λmax."""
+    """Influences ``(n,)`` by K = ``steps`` of the Neumann series, each of ``step``/s_max."""
     solver = Neumann(steps, step=step / curvature.largest_eigenvalue)
     return influence(curvature.objective.losses, problem.validation, curvature, solver)
 

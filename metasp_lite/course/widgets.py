@@ -1,4 +1,4 @@
-"""Sliders over the figures, of notebooks 01, 02, 03 and 06.
+"""Sliders over the figures, of notebooks 01, 02, 04 and 08.
 
 Each explorer returns ``(widget, draw)``: show the widget in one cell, and call ``draw`` once in the next, so that a
 reader without a kernel sees the picture and a test runs the path that the slider takes.
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from metasp_lite.calculus.min_norm import min_norm_pair
-from metasp_lite.course import plots, step_plots
+from metasp_lite.course import approximation_plots, plots, step_plots
 from metasp_lite.course.problems import Problem
 from metasp_lite.course.travel import influence_by_series, optimum_with_l2, surroundings, travel_of_optimum
 from metasp_lite.course.two_stages import TwoStages
@@ -52,7 +52,7 @@ def epsilon_explorer(problem: Problem, *, example: int = 0, largest: float = 0.1
 def approximation_explorer(
     problem: Problem, *, l2_values: tuple[float, ...] = (0.01, 0.03, 0.1)
 ) -> tuple[ipywidgets.Widget, _Draw]:
-    """Sliders for K, the step (as a multiple of 1/λmax) and λ; draws K-step influences against the exact ones.
+    """Sliders for K, the step (as a multiple of 1/s_max) and λ; draws K-step influences against the exact ones.
 
     The approximate ones are the Neumann series, which the K-step pseudo-update equals at the optimum.
     """
@@ -63,9 +63,9 @@ def approximation_explorer(
         approximate = influence_by_series(problem, curvature, steps, step)
         signs = sign_confusion(exact, approximate)
         _, ax = plt.subplots(figsize=(5.5, 4.2))
-        plots.approximate_against_exact(ax, exact, approximate)
+        approximation_plots.approximate_against_exact(ax, exact, approximate)
         ax.set_title(
-            f"K = {steps}, step = {step:g}/λmax, λ = {l2:g}: {signs.agreement} of {signs.total} signs\n"
+            f"K = {steps}, step = {step:g}/$s_{{max}}$, λ = {l2:g}: {signs.agreement} of {signs.total} signs\n"
             f"(constant guess {signs.baseline}), balanced {signs.balanced_accuracy:.2f}, "
             f"r = {pearson(exact, approximate):.2f}",
             fontsize=10,
@@ -77,7 +77,7 @@ def approximation_explorer(
             options=[1, 2, 5, 10, 20, 50, 100, 200, 500], value=20, continuous_update=False, description="K"
         ),
         "step": ipywidgets.SelectionSlider(
-            options=[0.01, 0.1, 0.5, 1.0, 1.5, 1.9], value=1.0, continuous_update=False, description="step·λmax"
+            options=[0.01, 0.1, 0.5, 1.0, 1.5, 1.9], value=1.0, continuous_update=False, description="step·s_max"
         ),
         "l2": ipywidgets.SelectionSlider(options=l2_values, value=0.03, continuous_update=False, description="λ"),
     }

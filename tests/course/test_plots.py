@@ -1,4 +1,4 @@
-"""The look of all figures and those of notebooks 01, 02 and 06: all that goes in is to be seen, or is refused."""
+"""The look of all figures and those of notebooks 01, 08 or several: all that goes in is to be seen, or is refused."""
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -60,21 +60,41 @@ def test_image_grid_refuses_no_images():
         plots.image_grid(torch.zeros(0, 1, 4, 4, dtype=torch.uint8), [])
 
 
-def test_two_classes_show_every_example_the_ringed_one_and_the_line_between():
-    inputs = torch.tensor([[0.0, 1.0], [1.0, 0.0], [2.0, -1.0]], dtype=torch.float64)
+def test_two_classes_show_every_example_the_line_between_and_both_in_the_ring_apart():
+    inputs = torch.tensor([[0.0, 1.0], [1.0, 0.0], [1.0, 0.1]], dtype=torch.float64)
     _, ax = plt.subplots()
-    plots.two_classes(ax, inputs, torch.tensor([0, 1, 1]), ("a", "b"), torch.tensor([1.0, 2.0]), ringed=2)
-    assert [points.get_offsets().tolist() for points in ax.collections] == [
-        [[0, 1]], [[1, 0], [2, -1]], [[2, -1]]
-    ]  # fmt: skip
-    assert entries(ax) == ["a", "b", "example 2", "$θ^⊤x = 0$"]
+    plots.two_classes(ax, inputs, torch.tensor([0, 0, 1]), ("a", "an b"), torch.tensor([1.0, 2.0]), ringed=(1, 2))
+    *classes, ring = [points.get_offsets().tolist() for points in ax.collections]
+    assert classes == [[[0, 1], [1, 0]], [[1, 0.1]]]
+    np.testing.assert_allclose(ring, [[1, 0.05]])
+    assert entries(ax) == ["a", "an b"]
     np.testing.assert_allclose(ax.lines[0].get_xydata() @ [1, 2], 0, atol=1e-12)  # rounding of numbers around 3
+    (inset,) = ax.child_axes
+    assert [points.get_offsets().tolist() for points in inset.collections] == [[[1, 0]], [[1, 0.1]]]
+    assert [text.get_text() for text in inset.texts] == ["a 1", "b 2"]
+    ends = np.array([inset.get_xlim(), inset.get_ylim()])
+    assert (ends[:, 0] < [1, 0]).all()
+    assert (ends[:, 1] > [1, 0.1]).all()
+
+
+def test_the_map_of_influences_shows_every_example_by_class_sign_and_size():
+    inputs = torch.tensor([[0.0, 1.0], [0.0, -1.0], [1.0, 1.0], [1.0, -2.0]], dtype=torch.float64)
+    influences = torch.tensor([-4.0, 1.0, 2.0, -1.0])
+    _, ax = plt.subplots()
+    plots.influence_map(ax, inputs, torch.tensor([0, 0, 1, 1]), ("a", "b"), influences, torch.tensor([0.5, 2.0]))
+    drawn = [points for points in ax.collections if len(points.get_offsets())]
+    assert [points.get_offsets().tolist() for points in drawn] == [[[0, 1]], [[0, -1]], [[1, -2]], [[1, 1]]]
+    areas = [float(points.get_sizes()[0]) for points in drawn]
+    assert areas[0] > areas[3] > areas[1] == areas[2]
+    assert [bool(len(points.get_facecolor())) for points in drawn] == [False, True, False, True]  # filled: hurts
+    assert entries(ax) == ["a that helps", "a that hurts", "b that helps", "b that hurts"]
+    np.testing.assert_allclose(ax.lines[0].get_xydata() @ [0.5, 2], 0, atol=1e-12)
 
 
 def test_a_third_class_is_refused():
     _, ax = plt.subplots()
     with pytest.raises(ValueError, match="zip"):
-        plots.two_classes(ax, torch.zeros(3, 2), torch.tensor([0, 1, 2]), "abc", torch.ones(2), ringed=0)
+        plots.two_classes(ax, torch.zeros(3, 2), torch.tensor([0, 1, 2]), "abc", torch.ones(2), ringed=(0,))
 
 
 def test_the_travel_is_drawn_whole_on_both_sides():
@@ -130,15 +150,6 @@ def test_predictions_are_all_drawn_in_one_unit(size, unit):
     assert f"by hand ({unit}" in ax.get_ylabel()
 
 
-def test_right_and_wrong_signs_are_all_drawn():
-    exact, approximate = torch.tensor([-1.0, 1.0, 2.0, -2.0]), torch.tensor([-1.0, 2.0, -1.0, -0.5])
-    _, ax = plt.subplots()
-    plots.approximate_against_exact(ax, exact, approximate)
-    assert [len(points.get_offsets()) for points in ax.collections] == [3, 1]
-    assert entries(ax) == ["sign right: 3", "sign wrong: 1"]
-    assert len(ax.patches) == 2
-
-
 def test_damping_curves_show_every_damping_and_every_eigenvalue():
     undamped, dampings = torch.tensor([1.0, -1.0, 2.0]), torch.tensor([0.1, 1.0])
     damped = torch.stack([undamped, undamped / 2])
@@ -147,46 +158,3 @@ def test_damping_curves_show_every_damping_and_every_eigenvalue():
     assert len(ax.lines) == 2 + 3
     np.testing.assert_allclose(ax.lines[0].get_ydata(), [1, 0.5], rtol=1e-6)  # float32
     np.testing.assert_allclose(ax.lines[1].get_ydata(), [1, 1], rtol=1e-6)
-
-
-def test_cost_picture_has_every_method_in_three_panels():
-    exact = torch.tensor([-2.0, -1.0, -1.0, 3.0])
-    path = {1: torch.tensor([-1.0, 1.0, -1.0, 1.0]), 10: exact}
-    figure = plots.accuracy_against_cost(exact, {"series": path}, {"points": path}, {"level": path[1]})
-    assert [ax.get_ylabel() for ax in figure.axes] == ["agreement, of 4", "balanced accuracy", "Pearson r"]
-    agreement = {line.get_label(): list(line.get_ydata()) for line in figure.axes[0].lines}
-    assert agreement == {"level": [3, 3], "constant guess": [3, 3], "series": [3, 4], "points": [3, 4]}
-
-
-@pytest.mark.parametrize(("lines", "points", "levels"), [(4, 3, 2), (0, 1, 0), (1, 0, 1)])
-def test_cost_picture_draws_as_many_methods_as_it_can_tell_apart(lines, points, levels):
-    exact = torch.tensor([-2.0, -1.0, -1.0, 3.0])
-    figure = plots.accuracy_against_cost(
-        exact,
-        {f"line {k}": {1: exact} for k in range(lines)},
-        {f"points {k}": {1: exact} for k in range(points)},
-        {f"level {k}": exact for k in range(levels)},
-    )
-    assert [len(ax.lines) for ax in figure.axes] == [lines + points + levels + with_guess for with_guess in (1, 1, 0)]
-    assert len(figure.legends[0].get_texts()) == lines + points + levels + 1
-    dashes = [line._dash_pattern for line in figure.axes[0].lines[: levels + 1]]
-    assert len({str(pattern) for pattern in dashes}) == levels + 1
-    assert len(set(looks(figure.axes[0].lines[levels + 1 :]))) == lines + points
-
-
-@pytest.mark.parametrize(
-    ("counts", "message"),
-    [
-        ((5, 0, 0), "5 methods as lines: 4 can be told apart"),
-        ((0, 4, 0), "4 methods as points: 3 can be told apart"),
-        ((0, 0, 3), "3 methods as levels: 2 can be told apart"),
-    ],
-)
-def test_cost_picture_refuses_more_methods_than_it_can_tell_apart(counts, message):
-    exact = torch.tensor([-2.0, -1.0, -1.0, 3.0])
-    lines, points, levels = (range(count) for count in counts)
-    with pytest.raises(ValueError, match=message):
-        plots.accuracy_against_cost(
-            exact, {k: {1: exact} for k in lines}, {k: {1: exact} for k in points}, dict.fromkeys(levels, exact)
-        )
-    assert not plt.get_fignums()
