@@ -46,7 +46,7 @@ def shortest_vector(
     right.plot(gamma, point @ point, "o", color=GREEN, markersize=8)
     high = right.get_ylim()[1]
     right.annotate(f"γ* = {gamma:.3f}", (gamma, point @ point + 0.07 * high), ha="center", color=GREEN, fontsize=11)
-    right.set(xlabel="γ (allowed: shaded)", ylabel="squared length", ylim=(0, high))
+    right.set(xlabel="γ (allowed: shaded)", ylabel="squared length", ylim=(0, high), xticks=np.linspace(-0.5, 1.5, 5))
     right.set_title(f"$\\|γ {g} + (1-γ) {h}\\|^2$", fontsize=11)
     return figure
 
@@ -72,9 +72,9 @@ def pareto_paths(
         levels = values.max() * np.linspace(0.05, 0.9, 8) ** 2
         left.contour(*axes, values, levels=levels, colors=colour, linewidths=0.6, alpha=0.6)
     left.plot(*front.T, color="black", linewidth=3, label="Pareto-optimal")
-    for end, name, aside in ((front[-1], "minimum of $f_1$", (-10, -12)), (front[0], "minimum of $f_2$", (0, 14))):
+    for end, name, aside in ((front[-1], "minimum of $f_1$", (-12, 0)), (front[0], "minimum of $f_2$", (0, 14))):
         place = {"xytext": aside, "textcoords": "offset points", "ha": "right" if aside[0] else "center"}
-        left.annotate(name, end, **place, fontsize=9, va="center", bbox={"color": "white", "pad": 1, "alpha": 0.8})
+        left.annotate(name, end, **place, fontsize=9, va="center", bbox={"color": "white", "pad": 1})
     right.plot(*(objective(front) for objective in objectives), color="black", linewidth=3)
     for (name, many), colour, style in zip(paths.items(), (GREEN, PURPLE), ("-", "--"), strict=True):
         for k, path in enumerate(many):
