@@ -114,17 +114,18 @@ def stability_plasticity(
     ax.axvline(0, color="0.5", linewidth=1)
     for mask, colour, marker, name in ((old, BLUE, "o", "from the memory"), (~old, ORANGE, "^", "of the new task")):
         ax.scatter(x[mask], y[mask], s=26, color=colour, marker=marker, edgecolor="white", linewidth=0.4, label=name)
-    for i in numbered:  # on the side away from the nearest other, so that neighbours stay readable
+    for i in numbered:  # on the side away from a near neighbour, so that both stay readable, else from the middle
         away = {j: float(np.hypot((x[i] - x[j]) / wide, (y[i] - y[j]) / high)) for j in numbered if j != i}
         nearest = min(away, key=away.__getitem__, default=i)
-        aside, alignment = ((6, -3), "left") if x[i] > x[nearest] else ((-6, -3), "right")
+        other = x[nearest] if away.get(nearest, 1) < 0.1 else 0
+        aside, alignment = ((6, -3), "left") if x[i] > other else ((-6, -3), "right")
         here = float(x[i]), float(y[i])
         offset = "offset points"
         ax.annotate(str(i), here, xytext=aside, textcoords=offset, ha=alignment, annotation_clip=True, fontsize=9)
     ax.set(xlim=(-wide, wide), ylim=(-high, high))
     ax.set_xlabel("$I_S$, on the old classes (nats; left helps)")
     ax.set_ylabel("$I_P$, on the new classes (nats; below helps)")
-    ax.legend(fontsize=9)
+    ax.legend(fontsize=9, loc="lower left")
 
 
 @typed
@@ -187,7 +188,8 @@ def how_far(
         left.plot(c[first], 1000 * y[first], color=colour, linestyle=style)
         left.annotate(name, (c[first][-1], 1000 * y[first][-1]), (3, 0), textcoords="offset points", color=colour)
         right.plot(c, y, color=colour, linestyle=style)
-        right.annotate(name, (c[-1], y[-1]), (3, 0), textcoords="offset points", color=colour)
+        place = {"xytext": (3, 0), "textcoords": "offset points", "va": "bottom" if style == "-" else "top"}
+        right.annotate(name, (c[-1], y[-1]), color=colour, **place)
     y = promised.cpu().numpy()
     left.plot(c[first], 1000 * y[first], color="black", linestyle=":")
     left.annotate("promised", (c[first][-1], 1000 * y[first][-1]), (3, 0), textcoords="offset points")
@@ -198,7 +200,7 @@ def how_far(
             if at <= last:
                 ax.axvline(at, color="0.6", linewidth=1)
                 top = ax.get_xaxis_transform()
-                ax.text(at, 0.98, name, transform=top, rotation=90, va="top", ha="right", fontsize=9, color="0.3")
+                ax.text(at, 0.98, name, transform=top, rotation=90, va="top", ha="left", fontsize=9, color="0.3")
     left.set(
         xlim=(0, 1.3 * near), xlabel="$κ$ in $n w_i = 1 - κ\\,I^*_i$", ylabel="loss beyond a plain step's (milli-nats)"
     )

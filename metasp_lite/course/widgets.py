@@ -1,4 +1,4 @@
-"""Sliders over the figures, of notebooks 01, 02, 03 and 06.
+"""Sliders over the figures, of notebooks 01, 02, 04 and 08.
 
 Each explorer returns ``(widget, draw)``: show the widget in one cell, and call ``draw`` once in the next, so that a
 reader without a kernel sees the picture and a test runs the path that the slider takes.

@@ -1,4 +1,4 @@
-"""The problems of notebooks 01 to 03."""
+"""The problems of notebooks 01, 02 and 05."""
 
 import numpy as np
 import pytest
