@@ -197,12 +197,14 @@ def how_far(
     for ax, last in ((left, near), (right, c[-1])):
         ax.axhline(0, color="0.5", linewidth=1)
         for name, at in variants.items():
-            if at <= last:
+            if at <= 1.001 * last:  # the last multiple may be a rounding error short of its variant
                 ax.axvline(at, color="0.6", linewidth=1)
                 top = ax.get_xaxis_transform()
                 ax.text(at, 0.98, name, transform=top, rotation=90, va="top", ha="left", fontsize=9, color="0.3")
     left.set(
         xlim=(0, 1.3 * near), xlabel="$κ$ in $n w_i = 1 - κ\\,I^*_i$", ylabel="loss beyond a plain step's (milli-nats)"
     )
-    right.set(xscale="log", xlim=(0.7, 8 * c[-1]), xlabel="$κ$ (log scale)", ylabel="loss beyond a plain step's (nats)")
+    right.set(
+        xscale="log", xlim=(0.7, 15 * c[-1]), xlabel="$κ$ (log scale)", ylabel="loss beyond a plain step's (nats)"
+    )
     return figure

@@ -113,7 +113,7 @@ def test_influences_by_class_are_written_into_their_cells_and_the_tasks_are_part
 def test_losses_along_a_correction_stand_beside_the_promise_and_the_variants():
     multiples = torch.tensor([0.0, 1.0, 2.0, 50.0])
     changes = {name: k * multiples**2 for k, name in enumerate(("old", "new", "test old", "test new"), start=1)}
-    figure = step_plots.how_far(multiples, changes, -multiples, {"one": 1.0, "fifty": 50.0}, near=2)
+    figure = step_plots.how_far(multiples, changes, -multiples, {"one": 1.0, "fifty": 50.001}, near=2)
     left, right = figure.axes
     drawn = [line.get_ydata() for line in left.lines[:5]]
     for y, change in zip(drawn, [*changes.values(), -multiples], strict=True):
