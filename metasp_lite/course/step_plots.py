@@ -194,13 +194,13 @@ def how_far(
     left.plot(c[first], 1000 * y[first], color="black", linestyle=":")
     left.annotate("promised", (c[first][-1], 1000 * y[first][-1]), (3, 0), textcoords="offset points")
     right.plot(c, y, color="black", linestyle=":")
-    for ax, last, side in ((left, near, "left"), (right, c[-1], "right")):
+    for ax, last, height, end in ((left, near, 0.98, "top"), (right, c[-1], 0.02, "bottom")):
         ax.axhline(0, color="0.5", linewidth=1)
         for name, at in variants.items():
             if at <= 1.001 * last:  # the last multiple may be a rounding error short of its variant
                 ax.axvline(at, color="0.6", linewidth=1)
-                top = ax.get_xaxis_transform()
-                ax.text(at, 0.98, name, transform=top, rotation=90, va="top", ha=side, fontsize=9, color="0.3")
+                place = {"transform": ax.get_xaxis_transform(), "rotation": 90, "va": end}
+                ax.text(at, height, name, **place, fontsize=9, color="0.3")
     left.set(
         xlim=(0, 1.3 * near), xlabel="$κ$ in $n w_i = 1 - κ\\,I^*_i$", ylabel="loss beyond a plain step's (milli-nats)"
     )
