@@ -199,8 +199,8 @@ def how_far(
         for name, at in variants.items():
             if at <= 1.001 * last:  # the last multiple may be a rounding error short of its variant
                 ax.axvline(at, color="0.6", linewidth=1)
-                place = {"transform": ax.get_xaxis_transform(), "rotation": 90, "va": end}
-                ax.text(at, height, name, **place, fontsize=9, color="0.3")
+                across = ax.get_xaxis_transform()
+                ax.text(at, height, name, transform=across, rotation=90, va=end, fontsize=9, color="0.3")
     left.set(
         xlim=(0, 1.3 * near), xlabel="$κ$ in $n w_i = 1 - κ\\,I^*_i$", ylabel="loss beyond a plain step's (milli-nats)"
     )
