@@ -1,5 +1,6 @@
 """The small problems that the first notebooks work on, all cut from the bundled Fashion-MNIST subset."""
 
+import copy
 from dataclasses import dataclass, replace
 
 import torch
@@ -85,6 +86,7 @@ class _TwoTasks:
     """A network in the middle of its second task, and all that its next step needs."""
 
     model: nn.Module
+    after_old: nn.Module  # a copy of the network as it stood after the old task, before it met the new one
     optimizer: torch.optim.SGD
     batch: Examples  # the next step's: half from the memory, then half of the new task
     from_memory: Tensor  # (n,) bool, which of the batch come from the memory
@@ -130,6 +132,7 @@ def two_tasks(
     old, new = is_old.nonzero()[:, 0], (~is_old).nonzero()[:, 0]
     for _ in range(10):
         epoch(old)
+    after_old = copy.deepcopy(model)
     kept = shuffled(old)[:memory]
     for _ in range(5):
         epoch(new)
@@ -140,6 +143,7 @@ def two_tasks(
     chosen = torch.cat([kept[:half], new[:half]])
     return _TwoTasks(
         model,
+        after_old,
         optimizer,
         examples(chosen),
         (torch.arange(len(chosen)) < half).to(settings.device()),

@@ -25,7 +25,7 @@ def influences_by_autograd(
     """∂ℓ(V, θ_K)/∂E at E = 0, ``(n,)``, and ℓ(V, θ_K) ``()``, for each of ``validation_sets`` V.
 
     θ_K is reached from the model's θ by ``pseudo_steps`` steps of the optimiser, which has one parameter group, on
-    (1/n) Σ (1 + ε_i) ℓ(x_i, θ); all of them stay in one graph, which is differentiated backwards.  Model and optimiser
+    (1/n) Σ (1 + E_i) ℓ(x_i, θ); all of them stay in one graph, which is differentiated backwards.  Model and optimiser
     stay as they are.
 
     Raises:

@@ -32,11 +32,12 @@ _Variant = Callable[[Tensor, Tensor, Tensor, Tensor], Fusion]
 
 @typed
 def relative(stability: Tensor, plasticity: Tensor, stability_loss: Tensor, plasticity_loss: Tensor) -> Fusion:
-    """One scale throughout: influences by ε of (1/n) Σ (1 + ε_i) ℓ(x_i), and the step ε = −I*, so n·w = 1 − I*.
+    """One scale throughout: influences by E of (1/n) Σ (1 + E_i) ℓ(x_i), and the step E = −I*, so n·w = 1 − I*.
 
-    A reading of eq. 12 in which each ε is a relative weight, with the closed-form γ* (eq. 11).  Like ``mixed`` and
-    ``printed`` it takes I_S and I_P ``(n,)`` as ``MetaSPStep`` has them and the two validation losses, which it has no
-    use for.  From one of the three to the next the correction n·w − 1 is n times as large; nothing else differs.
+    A reading of eq. 12 in which E counts in plain weights (notebook 05), with the closed-form γ* (eq. 11).  Like
+    ``mixed`` and ``printed`` it takes I_S and I_P ``(n,)`` as ``MetaSPStep`` has them and the two validation losses,
+    which it has no use for.  From one of the three to the next the correction n·w − 1 is n times as large; nothing else
+    differs.
     """
     gamma, fused = min_norm_pair(stability, plasticity)
     return Fusion(gamma, fused, (1 - fused) / len(fused))
@@ -44,7 +45,7 @@ def relative(stability: Tensor, plasticity: Tensor, stability_loss: Tensor, plas
 
 @typed
 def mixed(stability: Tensor, plasticity: Tensor, stability_loss: Tensor, plasticity_loss: Tensor) -> Fusion:
-    """Two scales in one formula: influences by the relative ε, subtracted from the absolute 1/n: w = 1/n − I*.
+    """Two scales in one formula: influences by the relative E, subtracted from the absolute 1/n: w = 1/n − I*.
 
     No reading of the paper is this; its correction lies between those of ``relative`` and ``printed``.
     """
@@ -113,8 +114,8 @@ class MetaSPStep:
     """One step, computed but not taken."""
 
     losses: Tensor  # (n,), L(θ) of the batch
-    stability: Tensor  # (n,), I_S = ∂ℓ(V_old, θ_K)/∂ε, where θ_K descends on (1/n) Σ (1 + ε_i) ℓ(x_i, θ)
-    plasticity: Tensor  # (n,), I_P = ∂ℓ(V_new, θ_K)/∂ε
+    stability: Tensor  # (n,), I_S = ∂ℓ(V_old, θ_K)/∂E, where θ_K descends on (1/n) Σ (1 + E_i) ℓ(x_i, θ)
+    plasticity: Tensor  # (n,), I_P = ∂ℓ(V_new, θ_K)/∂E
     fusion: Fusion
     gradient: dict[str, Tensor]  # ∇_θ Σ w_i ℓ(x_i, θ), by parameter name
     buffers: dict[str, Tensor]  # the model's buffers after the step: running averages of batch-norm

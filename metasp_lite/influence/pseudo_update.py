@@ -25,7 +25,7 @@ def mean_and_gradient(losses: _LossesOfParameters, parameters: Sequence[Tensor])
 
 
 def momentum_of(optimizer: torch.optim.Optimizer, parameter: Tensor) -> Tensor | None:
-    """The momentum m that the optimiser holds for ``parameter``; None before its first step, and where it has none."""
+    """The momentum b that the optimiser holds for ``parameter``; None before its first step, and where it has none."""
     return optimizer.state.get(parameter, {}).get("momentum_buffer")
 
 
@@ -34,8 +34,8 @@ def momentum_of(optimizer: torch.optim.Optimizer, parameter: Tensor) -> Tensor |
 class SGDRule:
     """One step of stochastic gradient descent as torch.optim.SGD takes it, and its derivative.
 
-    g̃ = g + λθ,  m' = μm + g̃,  θ' = θ − a(g̃ + μm') with Nesterov momentum, else θ' = θ − a m'.
-    ``lr`` a > 0, ``momentum`` μ ≥ 0, ``weight_decay`` λ ≥ 0.
+    g̃ = g + λθ,  b' = βb + g̃,  θ' = θ − a(g̃ + βb') with Nesterov momentum, else θ' = θ − a b'.
+    ``lr`` a > 0, ``momentum`` β ≥ 0, ``weight_decay`` λ ≥ 0.
     """
 
     lr: float
@@ -62,14 +62,14 @@ class SGDRule:
         return cls(float(group["lr"]), float(group["momentum"]), float(group["weight_decay"]), bool(group["nesterov"]))
 
     def step(self, theta: Tensor, momentum: Tensor | None, gradient: Tensor) -> tuple[Tensor, Tensor]:
-        """(θ, m, g) to (θ', m'); a momentum of None is zero, and takes no memory."""
+        """(θ, b, g) to (θ', b'); a momentum of None is zero, and takes no memory."""
         decayed = gradient.add(theta, alpha=self.weight_decay) if self.weight_decay else gradient
         momentum = decayed if momentum is None else decayed.add(momentum, alpha=self.momentum)
         move = decayed.add(momentum, alpha=self.momentum) if self.nesterov else momentum
         return theta.sub(move, alpha=self.lr), momentum
 
     def adjoint(self, d_theta: Tensor, d_momentum: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """(∂ℓ/∂θ', ∂ℓ/∂m') to (∂ℓ/∂g, ∂ℓ/∂m), None for zero; with g held fixed, ∂ℓ/∂θ is ∂ℓ/∂θ' + λ ∂ℓ/∂g."""
+        """(∂ℓ/∂θ', ∂ℓ/∂b') to (∂ℓ/∂g, ∂ℓ/∂b), None for zero; with g held fixed, ∂ℓ/∂θ is ∂ℓ/∂θ' + λ ∂ℓ/∂g."""
         through_momentum = d_theta * (-self.lr * (self.momentum if self.nesterov else 1.0))
         if d_momentum is not None:
             through_momentum += d_momentum
@@ -80,7 +80,7 @@ class SGDRule:
 class PseudoUpdate:
     """K steps of SGD on one batch from θ to θ_K, without moving θ; then what the real step needs, on the same graph.
 
-    The batch's gradient is g(θ, E) = (1/n) Σ (1 + ε_i) ∇ℓ(x_i, θ) at E = 0.  ``parameters`` is θ_K; ``influences``
+    The batch's gradient is g(θ, E) = (1/n) Σ (1 + E_i) ∇ℓ(x_i, θ) at E = 0.  ``parameters`` is θ_K; ``influences``
     differentiates losses at θ_K with respect to E; ``gradient`` is that of a weighted loss at θ.  For K = 1 they cost,
     counted in forward passes over the batch, 3 for the step, 2 for each influence and 2 for the gradient.  The slow
     twin goes through torch's own optimiser: ``influences_by_autograd`` (``test_metasp_equals_by_autograd``).
@@ -165,7 +165,7 @@ class PseudoUpdate:
 
 
 class _Chain:
-    """∂ℓ/∂θ and ∂ℓ/∂m carried backwards through steps of SGD."""
+    """∂ℓ/∂θ and ∂ℓ/∂b carried backwards through steps of SGD."""
 
     def __init__(self, rules: Sequence[SGDRule], d_theta: Sequence[Tensor]) -> None:
         self._rules, self._d_theta = rules, list(d_theta)

@@ -1,4 +1,4 @@
-"""The problems of notebooks 01 to 03."""
+"""The problems of notebooks 01, 02 and 05."""
 
 import numpy as np
 import pytest
@@ -72,6 +72,17 @@ def test_two_tasks_knows_both_tasks_and_carries_no_gradient_over(two_tasks):
     for inputs, labels in (two_tasks.old_test, two_tasks.new_test):
         assert (two_tasks.model(inputs).argmax(dim=1) == labels).double().mean() > 0.5
     assert all(parameter.grad is None for parameter in two_tasks.model.parameters())
+
+
+def test_two_tasks_keeps_the_network_as_it_was_before_the_new_task(two_tasks):
+    """It has never seen a label above 4, so it has learnt to give none."""
+    right = [
+        (two_tasks.after_old(inputs).argmax(dim=1) == labels).double().mean()
+        for inputs, labels in (two_tasks.old_test, two_tasks.new_test)
+    ]
+    assert right[0] > 0.5
+    assert right[1] == 0
+    assert not torch.equal(flatten_parameters(two_tasks.after_old), flatten_parameters(two_tasks.model))
 
 
 def test_two_tasks_depends_on_its_seed_alone(two_tasks):

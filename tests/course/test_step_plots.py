@@ -2,6 +2,7 @@
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -16,14 +17,17 @@ def entries(ax):
 
 
 def test_the_shortest_vector_stands_between_its_two_with_its_length_beside():
-    figure = step_plots.shortest_vector(np.array([2.0, 0.0]), np.array([0.0, 2.0]), 0.5, names=("a", "b", "d"))
-    left, right = figure.axes
-    assert len(entries(left)) == 5
-    assert [text.get_text() for text in left.texts if text.get_text()] == ["$a$", "$b$", "$d$"]
+    two = np.array([2.0, 0.0]), np.array([0.0, 2.0])
+    left, right = step_plots.shortest_vector(*two, 0.5, names=("a", "b", "d"), axes=("x", "y")).axes
+    named = {text.get_text(): np.sign(text.xy).tolist() for text in left.texts if text.get_text()}
+    assert named == {"$a$": [1, 0], "$b$": [0, 1], "$d$": [-1, -1]}  # each at its own tip
     assert left.lines[-1].get_xydata().tolist() == [[1, 1]]
-    assert "-2.000 and -2.000" in left.get_title()
+    assert "-2 and -2" in left.get_title()
+    assert (left.get_xlabel(), left.get_ylabel()) == ("x", "y")
+    assert left.get_aspect() == 1  # lengths and angles are to be seen
     assert right.lines[-1].get_xydata().tolist() == [[0.5, 2]]
-    assert entries(right) == [r"$\|γ a + (1-γ) b\|^2$", "γ* = 0.500"]
+    assert right.get_title() == r"$\|γ a + (1-γ) b\|^2$"
+    assert [text.get_text() for text in right.texts] == ["γ* = 0.500"]
 
 
 def objectives():
@@ -33,10 +37,12 @@ def objectives():
 def test_every_descent_is_drawn_over_the_contours_and_as_losses():
     paths = {name: [np.array([[3.0, k], [0.5, 0.5]]) for k in range(10)] for name in ("γ*", "half")}
     front = np.linspace([0.0, 0.0], [1.0, 1.0], 7)
-    left, right = step_plots.pareto_paths(objectives(), paths, front).axes
+    figure = step_plots.pareto_paths(objectives(), paths, front)
+    left, right = figure.axes
     for ax in (left, right):  # the front; of each descent its path, its start and its end
         assert len(ax.lines) == 1 + 3 * 20
-        assert entries(ax)[1:] == ["γ*", "half"]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["Pareto-optimal", "γ*", "half"]
+    assert right.get_aspect() == 1  # one rate of fall is a line of 45°
     assert len(left.collections) == 2  # contours
     assert [text.get_text() for text in left.texts] == ["minimum of $f_1$", "minimum of $f_2$"]
 
@@ -57,6 +63,19 @@ def test_every_example_stands_at_its_two_influences_and_the_numbered_ones_are_na
     assert [text.get_text() for text in ax.texts] == ["4", "0", "3"]
     assert entries(ax) == ["from the memory", "of the new task"]
     assert ax.get_xlim() == pytest.approx((-4.6, 4.6))  # a seventh more than the largest
+    assert "nats" in ax.get_xlabel()
+    assert "nats" in ax.get_ylabel()
+
+
+@pytest.mark.parametrize(
+    ("x", "sides"),
+    [((-2.0, 2.0), ("right", "left")), ((1.0, 1.01), ("right", "left")), ((-1.0, -1.01), ("left", "right"))],
+)
+def test_a_number_stands_away_from_a_near_neighbour_and_else_from_the_middle(x, sides):
+    """A text whose right end is at its example stands left of it."""
+    _, ax = plt.subplots()
+    step_plots.stability_plasticity(ax, torch.tensor(x), torch.tensor(x), torch.tensor([True, False]), [0, 1])
+    assert tuple(text.get_ha() for text in ax.texts) == sides
 
 
 def test_a_reach_cuts_the_picture_and_one_number_alone_has_no_neighbour():
@@ -77,19 +96,37 @@ def test_weights_colour_every_example_and_the_line_is_where_the_fused_influence_
     assert 0.25 * through[0] + 0.75 * through[1] == pytest.approx(0)
 
 
-@pytest.mark.parametrize("count", [1, 2, 3])
-def test_each_variant_of_the_weights_has_a_histogram_of_all_examples(count):
-    figure, axes = plt.subplots(1, count, squeeze=False)
-    weights = {f"variant {k}": torch.tensor([0.1, 0.2, 0.3, 0.2, 0.2 + k]) for k in range(count)}
-    step_plots.weights_of_variants(axes[0], weights, FROM_MEMORY)
-    for ax, name in zip(figure.axes, weights, strict=True):
-        assert ax.get_title().startswith(f"{name}: mean")
-        old, both = (sum(bar.get_height() for bar in bars) for bars in ax.containers)
-        assert (old, both) == (2, 3)  # stacked: what each adds
+def test_influences_by_class_are_written_into_their_cells_and_the_tasks_are_parted():
+    table = pd.DataFrame([[-12.0, 3.4, 0.2], [-0.2, 20.0, 1.0]], index=["a", "b"], columns=["c", "d", "e"])
+    _, ax = plt.subplots()
+    step_plots.influence_by_class(ax, table, split=(1, 2))
+    written = {text.get_position(): text.get_text() for text in ax.texts}
+    assert written == {(0, 0): "-12", (1, 0): "3", (2, 0): "0", (0, 1): "0", (1, 1): "20", (2, 1): "1"}
+    image = ax.images[0]
+    np.testing.assert_array_equal(image.get_array(), table)
+    assert image.get_clim() == (-20, 20)  # zero is white
+    assert [label.get_text() for label in ax.get_xticklabels()] == ["c", "d", "e"]
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["a", "b"]
+    assert [line.get_xydata()[0].tolist() for line in ax.lines] == [[0, 0.5], [1.5, 0]]
 
 
-def test_a_variant_without_a_panel_is_refused():
-    _, axes = plt.subplots(1, 2)
-    weights = {name: torch.full((5,), 0.2) + torch.arange(5) / 100 for name in "abc"}
+def test_losses_along_a_correction_stand_beside_the_promise_and_the_variants():
+    multiples = torch.tensor([0.0, 1.0, 2.0, 50.0])
+    changes = {name: k * multiples**2 for k, name in enumerate(("old", "new", "test old", "test new"), start=1)}
+    figure = step_plots.how_far(multiples, changes, -multiples, {"one": 1.0, "fifty": 50.001}, near=2)
+    left, right = figure.axes
+    drawn = [line.get_ydata() for line in left.lines[:5]]
+    for y, change in zip(drawn, [*changes.values(), -multiples], strict=True):
+        np.testing.assert_allclose(y, 1000 * change[:3])  # milli-nats, up to ``near``
+    for line, change in zip(right.lines[:5], [*changes.values(), -multiples], strict=True):
+        np.testing.assert_allclose(line.get_ydata(), change)
+    names = [*changes, "promised"]
+    assert [text.get_text() for text in left.texts] == [*names, "one"]  # fifty is beyond it
+    assert [text.get_text() for text in right.texts] == [*changes, "one", "fifty"]
+    assert right.get_xscale() == "log"
+
+
+def test_a_correction_needs_all_four_losses():
+    multiples = torch.tensor([0.0, 1.0])
     with pytest.raises(ValueError, match="zip"):
-        step_plots.weights_of_variants(axes, weights, FROM_MEMORY)
+        step_plots.how_far(multiples, {"old": multiples}, -multiples, {}, near=1)
