@@ -1,4 +1,4 @@
-"""The two-stage problems of notebook 06: some classes of a data set for pretraining, others for finetuning."""
+"""The two-stage problems of notebooks 08 and 09: some classes of a data set for pretraining, others for finetuning."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from metasp_lite import settings
 from metasp_lite.calculus.curvature import Curvature
-from metasp_lite.calculus.losses import ExampleLosses, Objective
-from metasp_lite.calculus.optimum import minimise
+from metasp_lite.calculus.losses import ExampleLosses, Objective, gradient
+from metasp_lite.calculus.optimum import adam, lbfgs, minimise
 from metasp_lite.calculus.parameters import flatten_parameters
 from metasp_lite.doors import Count, Nonnegative, Seed, Whole, typed
 from metasp_lite.images import sets, sources
@@ -120,8 +120,16 @@ class TwoStages:
         return flatten_parameters(self.finetuning.losses.model)[self.embedding :]
 
     def pretrained(self) -> Curvature:
-        """Train the first stage to its optimum; the curvature of G there."""
-        return Curvature(self.pretraining, minimise(self.pretraining, self.first_start, adam_steps=400))
+        """Train the first stage to its optimum; the curvature of G there.
+
+        Newton steps finish what L-BFGS would take as many steps again for: the last digits along flat directions.
+        """
+        theta = adam(self.pretraining, self.first_start, 400)
+        for _ in range(7):
+            theta = lbfgs(self.pretraining, theta, 300)
+            if gradient(self.pretraining, theta).norm() < 1e-5:
+                break
+        return Curvature(self.pretraining, minimise(self.pretraining, theta, lbfgs_steps=0))
 
     def finetuned(self, pretrained: Tensor) -> Curvature:
         """Train the head to its optimum on the fixed embedding of [W; U]; the curvature of F at [W; Θ]."""
