@@ -1,7 +1,17 @@
 """What the notebooks need and nothing else does: their problems, figures, sliders, live curves."""
 
-from metasp_lite.course import plots, problems, step_plots, training_plots, widgets
+from metasp_lite.course import plots, problems, stage_plots, step_plots, training_plots, widgets
 from metasp_lite.course.live import LiveCurves
 from metasp_lite.course.two_stages import SETUPS, TwoStages
 
-__all__ = ["SETUPS", "LiveCurves", "TwoStages", "plots", "problems", "step_plots", "training_plots", "widgets"]
+__all__ = [
+    "SETUPS",
+    "LiveCurves",
+    "TwoStages",
+    "plots",
+    "problems",
+    "stage_plots",
+    "step_plots",
+    "training_plots",
+    "widgets",
+]

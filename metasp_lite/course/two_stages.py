@@ -90,6 +90,13 @@ class TwoStages:
         return self._images("test", self.setup.second, self.setup.test_per_class)
 
     @cached_property
+    def originals(self) -> tuple[Tensor, Tensor]:
+        """The images of pretraining and those to test on as the data set has them, (N, C, H, W): to be looked at."""
+        s = self.setup
+        first = self._images("train", s.first, s.first_per_class, s.skip, original=True)
+        return first.images, self._images("test", s.second, s.test_per_class, original=True).images
+
+    @cached_property
     def pretraining(self) -> Objective:
         """G(W, U)."""
         return Objective(self._losses(self.pretraining_images), self.setup.l2)
@@ -156,8 +163,11 @@ class TwoStages:
         batches = torch.stack([torch.randperm(size, generator=draw)[:batch] for _ in range(steps)])
         return ShortRun(self.finetuning, Adam(), batches.to(settings.device()))
 
-    def _images(self, split: sets.Split, classes: Sequence[int], per_class: int, skip: int = 0) -> sets.ImageSet:
-        whole = sources.load(self.setup.data, split, source=self.setup.source, size=self.setup.size)
+    def _images(
+        self, split: sets.Split, classes: Sequence[int], per_class: int, skip: int = 0, original: bool = False
+    ) -> sets.ImageSet:
+        size = None if original else self.setup.size
+        whole = sources.load(self.setup.data, split, source=self.setup.source, size=size)
         if max(classes) >= len(whole.classes):
             raise ValueError(f"classes {tuple(classes)}: {whole.name} has those from 0 to {len(whole.classes) - 1}")
         places = whole.places(classes, per_class, skip=skip)

@@ -161,10 +161,7 @@ def amounts(
 
 
 def distributions(name: str) -> dict[str, object]:
-    """One network's rows of ``tasks``, and of ``amounts`` as the paper changes them: models A to D of figures B and C.
-
-    Of interest are their percentiles.
-    """
+    """One network's rows of ``tasks`` and ``amounts``, changed as the paper does it: models A to D of figures B, C."""
     return {"tasks": tasks(name, [0])["rows"], "amounts": amounts(name, [0], [(1, 1), (3, 3)])["rows"]}
 
 
@@ -232,6 +229,13 @@ def updated(
     }
 
 
+def first_optimum(name: str) -> dict[str, object]:
+    """The parameters at which the first stage's training ends: anyone can look whether they are an optimum."""
+    problem = TwoStages(SETUPS[name])
+    theta = problem.pretrained().theta
+    return {"setup": dataclasses.asdict(problem.setup), "theta": theta.tolist()}
+
+
 def optima(name: str) -> dict[str, object]:
     """Where 400 steps of Adam and 2000 of L-BFGS lead with other networks and penalties: only a minimum has influences.
 
@@ -271,4 +275,5 @@ STUDIES: dict[str, Callable[[str], dict[str, object]]] = {
     "lengths": lengths,
     "updated": updated,
     "optima": optima,
+    "first-optimum": first_optimum,
 }
