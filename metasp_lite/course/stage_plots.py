@@ -23,9 +23,8 @@ def named_lines(ax: Axes, table: pd.DataFrame) -> None:
     gap, lowest = 0.06 * float(np.ptp(table.to_numpy())), -np.inf
     for end, name, colour in sorted(ends):
         lowest = max(end, lowest + gap)
-        ax.annotate(
-            f"  {name}", (table.index[-1], lowest), color=colour, fontsize=9, va="center", annotation_clip=False
-        )
+        at = {"xy": (1.01, lowest), "xycoords": ("axes fraction", "data")}  # right of the frame
+        ax.annotate(name, **at, color=colour, fontsize=9, va="center", annotation_clip=False)
 
 
 @typed

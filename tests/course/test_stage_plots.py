@@ -14,8 +14,9 @@ def test_each_line_has_its_own_look_and_its_name_at_its_end():
     assert [line.get_ydata().tolist() for line in ax.lines] == table.T.to_numpy().tolist()
     assert len({(line.get_color(), line.get_linestyle(), line.get_marker()) for line in ax.lines}) == 5
     assert len({line.get_marker() for line in ax.lines}) == 5
-    named = {text.get_text().strip(): (text.xy, text.get_color()) for text in ax.texts}
-    assert named == {line.get_label(): ((1000, line.get_ydata()[-1]), line.get_color()) for line in ax.lines}
+    named = {text.get_text(): (text.xy[1], text.get_color()) for text in ax.texts}
+    assert named == {line.get_label(): (line.get_ydata()[-1], line.get_color()) for line in ax.lines}
+    assert min(text.xy[0] for text in ax.texts) > 1  # outside the frame
 
 
 def test_names_of_lines_that_end_together_are_moved_apart():
