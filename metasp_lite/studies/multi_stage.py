@@ -160,7 +160,7 @@ def amounts(
     return {"rows": rows}
 
 
-def distributions(name: str) -> dict[str, object]:
+def models_a_to_d(name: str) -> dict[str, object]:
     """One network's rows of ``tasks`` and ``amounts``, changed as the paper does it: models A to D of figures B, C."""
     return {"tasks": tasks(name, [0])["rows"], "amounts": amounts(name, [0], [(1, 1), (3, 3)])["rows"]}
 
@@ -271,7 +271,7 @@ STUDIES: dict[str, Callable[[str], dict[str, object]]] = {
     "leave-one-out": against_retraining,
     "tasks": tasks,
     "amounts": amounts,
-    "distributions": distributions,
+    "distributions": models_a_to_d,
     "lengths": lengths,
     "updated": updated,
     "optima": optima,

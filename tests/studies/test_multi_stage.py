@@ -139,7 +139,7 @@ def test_the_distributions_are_those_of_the_papers_four_models(monkeypatch):
         monkeypatch.setattr(
             multi_stage, study, lambda *given, study=study: {"rows": asked.append((study, *given)) or [study]}
         )
-    found = multi_stage.distributions("mnist")
+    found = multi_stage.models_a_to_d("mnist")
     assert asked == [("tasks", "mnist", [0]), ("amounts", "mnist", [0], [(1, 1), (3, 3)])]
     assert found == {"tasks": ["tasks"], "amounts": ["amounts"]}
 
