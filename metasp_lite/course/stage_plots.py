@@ -17,14 +17,21 @@ def named_lines(ax: Axes, table: pd.DataFrame) -> None:
     Names that would lie on each other are moved apart.
     """
     ends = []
-    for (name, line), style in zip(table.items(), MARKED_LINES, strict=False):
+    for (name, line), style in zip(table.items(), list(MARKED_LINES)[: len(table.columns)], strict=True):
         ax.plot(table.index, line, label=str(name), **style)
         ends.append((float(line.iloc[-1]), str(name), style["color"]))
     gap, lowest = 0.06 * float(np.ptp(table.to_numpy())), -np.inf
     for end, name, colour in sorted(ends):
         lowest = max(end, lowest + gap)
-        at = {"xy": (1.01, lowest), "xycoords": ("axes fraction", "data")}  # right of the frame
-        ax.annotate(name, **at, color=colour, fontsize=9, va="center", annotation_clip=False)
+        ax.annotate(  # right of the frame
+            name,
+            (1.01, lowest),
+            xycoords=("axes fraction", "data"),
+            color=colour,
+            fontsize=9,
+            va="center",
+            annotation_clip=False,
+        )
 
 
 @typed
