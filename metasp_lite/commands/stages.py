@@ -4,7 +4,7 @@ import argparse
 import time
 
 # the names in ``multi_stage.STUDIES`` and ``two_stages.SETUPS``, which import torch
-_STUDIES = ("leave-one-out", "tasks", "amounts", "lengths", "updated", "optima")
+_STUDIES = ("leave-one-out", "tasks", "amounts", "distributions", "lengths", "updated", "optima", "first-optimum")
 _DATA = ("fashion-mnist", "mnist", "cifar10")
 
 

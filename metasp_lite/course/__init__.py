@@ -1,6 +1,15 @@
 """What the notebooks need and nothing else does: their problems, figures, sliders, live curves."""
 
-from metasp_lite.course import approximation_plots, notation, plots, problems, step_plots, training_plots, widgets
+from metasp_lite.course import (
+    approximation_plots,
+    notation,
+    plots,
+    problems,
+    stage_plots,
+    step_plots,
+    training_plots,
+    widgets,
+)
 from metasp_lite.course.live import LiveCurves
 from metasp_lite.course.two_stages import SETUPS, TwoStages
 
@@ -12,6 +21,7 @@ __all__ = [
     "notation",
     "plots",
     "problems",
+    "stage_plots",
     "step_plots",
     "training_plots",
     "widgets",

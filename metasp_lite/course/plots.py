@@ -1,4 +1,4 @@
-"""The look of all figures, and those that notebooks 01, 08 or several of them draw: arrays in, axes out.
+"""The look of all figures, and those that notebooks 01, 08, 09 or several of them draw: arrays in, axes out.
 
 Colours are seaborn's colour-blind palette; a marker or a line style tells series apart where colour is not seen.
 """
@@ -170,8 +170,10 @@ def tangents(
 
 
 @typed
-def correlations(ax: Axes, table: pd.DataFrame, *, title: str = "") -> None:
+def correlations(ax: Axes, table: pd.DataFrame, *, title: str = "", legend: bool = False) -> None:
     """Draw the correlations in ``table``, −1 to 1, as bars: a group for each row, a colour for each column.
+
+    A ``legend`` names the columns in the order of the bars.
 
     Raises:
         ValueError: for more columns than the two that can be told apart.
@@ -184,6 +186,8 @@ def correlations(ax: Axes, table: pd.DataFrame, *, title: str = "") -> None:
             bar.set_hatch("//")
     ax.axvline(0, color="black", linewidth=1)
     ax.set(xlim=(min(-0.15, table.to_numpy().min() - 0.05), 1), xlabel="Pearson's r", ylabel="", title=title)
+    if legend:
+        ax.legend(ax.containers[::-1], list(map(str, table.columns)), fontsize=8, loc="lower right")
 
 
 @typed

@@ -1,4 +1,4 @@
-"""The two-stage problems of notebook 06: some classes of a data set for pretraining, others for finetuning."""
+"""The two-stage problems of notebooks 08 and 09: some classes of a data set for pretraining, others for finetuning."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from metasp_lite import settings
 from metasp_lite.calculus.curvature import Curvature
-from metasp_lite.calculus.losses import ExampleLosses, Objective
-from metasp_lite.calculus.optimum import minimise
+from metasp_lite.calculus.losses import ExampleLosses, Objective, gradient
+from metasp_lite.calculus.optimum import adam, lbfgs, minimise
 from metasp_lite.calculus.parameters import flatten_parameters
 from metasp_lite.doors import Count, Nonnegative, Seed, Whole, typed
 from metasp_lite.images import sets, sources
@@ -90,6 +90,13 @@ class TwoStages:
         return self._images("test", self.setup.second, self.setup.test_per_class)
 
     @cached_property
+    def originals(self) -> tuple[Tensor, Tensor]:
+        """The images of pretraining and those to test on as the data set has them, (N, C, H, W): to be looked at."""
+        s = self.setup
+        first = self._images("train", s.first, s.first_per_class, s.skip, original=True)
+        return first.images, self._images("test", s.second, s.test_per_class, original=True).images
+
+    @cached_property
     def pretraining(self) -> Objective:
         """G(W, U)."""
         return Objective(self._losses(self.pretraining_images), self.setup.l2)
@@ -120,8 +127,16 @@ class TwoStages:
         return flatten_parameters(self.finetuning.losses.model)[self.embedding :]
 
     def pretrained(self) -> Curvature:
-        """Train the first stage to its optimum; the curvature of G there."""
-        return Curvature(self.pretraining, minimise(self.pretraining, self.first_start, adam_steps=400))
+        """Train the first stage to its optimum; the curvature of G there.
+
+        Newton steps finish what L-BFGS would take as many steps again for: the last digits along flat directions.
+        """
+        theta = adam(self.pretraining, self.first_start, 400)
+        for _ in range(7):
+            theta = lbfgs(self.pretraining, theta, 300)
+            if gradient(self.pretraining, theta).norm() < 1e-5:
+                break
+        return Curvature(self.pretraining, minimise(self.pretraining, theta, lbfgs_steps=0))
 
     def finetuned(self, pretrained: Tensor) -> Curvature:
         """Train the head to its optimum on the fixed embedding of [W; U]; the curvature of F at [W; Θ]."""
@@ -148,8 +163,11 @@ class TwoStages:
         batches = torch.stack([torch.randperm(size, generator=draw)[:batch] for _ in range(steps)])
         return ShortRun(self.finetuning, Adam(), batches.to(settings.device()))
 
-    def _images(self, split: sets.Split, classes: Sequence[int], per_class: int, skip: int = 0) -> sets.ImageSet:
-        whole = sources.load(self.setup.data, split, source=self.setup.source, size=self.setup.size)
+    def _images(
+        self, split: sets.Split, classes: Sequence[int], per_class: int, skip: int = 0, original: bool = False
+    ) -> sets.ImageSet:
+        size = None if original else self.setup.size
+        whole = sources.load(self.setup.data, split, source=self.setup.source, size=size)
         if max(classes) >= len(whole.classes):
             raise ValueError(f"classes {tuple(classes)}: {whole.name} has those from 0 to {len(whole.classes) - 1}")
         places = whole.places(classes, per_class, skip=skip)

@@ -106,15 +106,17 @@ def min_norm_explorer() -> tuple[ipywidgets.Widget, _Draw]:
 def pretraining_explorer(problem: TwoStages, scores: Tensor) -> tuple[ipywidgets.Widget, _Draw]:
     """Choose a test image of the second stage; draws the pretraining images with the lowest and the highest influence.
 
-    ``scores (K, m)`` are influences of the m pretraining images on the K test images.
+    ``scores (K, m)`` are influences of the m pretraining images on the K test images.  All are drawn as the data set
+    has them, which the network does not see.
     """
     tests, images = problem.test_images, problem.pretraining_images
+    pretrained_on, tested_on = problem.originals
 
     def draw(test: int) -> None:
         order = scores[test].argsort().cpu()
         chosen = torch.cat([order[:6], order[-6:].flip(0)])
-        pictures = torch.cat([tests.images[test : test + 1], images.images[chosen[:6]]])
-        pictures = torch.cat([pictures, tests.images[test : test + 1], images.images[chosen[6:]]])
+        this = tested_on[test : test + 1]
+        pictures = torch.cat([this, pretrained_on[chosen[:6]], this, pretrained_on[chosen[6:]]])
         titles = [f"{images.classes[images.labels[i]]}\n{scores[test, i].item():+.2g}" for i in chosen]
         name = f"test image:\n{tests.classes[tests.labels[test]]}"
         heading = "above: helped most by these; below: hurt most by these (class and influence)"

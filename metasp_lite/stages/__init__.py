@@ -1,7 +1,7 @@
 """Influence of pretraining examples on a finetuned network (Multi-Stage Influence Function), and its truth."""
 
 from metasp_lite.stages import retraining
-from metasp_lite.stages.fixed import fixed_embedding, head_objective, pretraining_influence
+from metasp_lite.stages.fixed import fixed_embedding, fixed_sensitivity, head_objective, pretraining_influence
 from metasp_lite.stages.unrolled import ShortRun, unrolled_sensitivity
 from metasp_lite.stages.updated import ProximalObjective, proximal_sensitivity
 
@@ -9,6 +9,7 @@ __all__ = [
     "ProximalObjective",
     "ShortRun",
     "fixed_embedding",
+    "fixed_sensitivity",
     "head_objective",
     "pretraining_influence",
     "proximal_sensitivity",

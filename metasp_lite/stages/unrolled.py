@@ -1,6 +1,6 @@
 """Finetuning as it is done, a short run of gradient steps, and its derivative: backwards through the run, step by step.
 
-Eq. 15 does not describe such a run (notebook 06).  The sensitivity found here goes into
+Eq. 15 does not describe such a run (notebook 09).  The sensitivity found here goes into
 ``stages.pretraining_influence``.
 """
 

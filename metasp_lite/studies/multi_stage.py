@@ -5,14 +5,15 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from metasp_lite.calculus.curvature import Curvature, NegativeCurvatureError
+from metasp_lite.calculus.curvature import Curvature
 from metasp_lite.calculus.losses import Objective, SingleLoss
 from metasp_lite.calculus.optimum import adam, lbfgs, minimise
-from metasp_lite.calculus.solvers import ConjugateGradient, Exact, GaussNewton, Identity
-from metasp_lite.course.two_stages import PAPER_DAMPING, PAPER_PROTOCOL, SETUPS, Setup, TwoStages
+from metasp_lite.calculus.solvers import ConjugateGradient, Exact
+from metasp_lite.course.two_stages import PAPER_PROTOCOL, SETUPS, Setup, TwoStages
 from metasp_lite.influence import agreement
 from metasp_lite.stages import retraining
 from metasp_lite.stages.fixed import (
@@ -20,10 +21,10 @@ from metasp_lite.stages.fixed import (
     fixed_embedding,
     fixed_sensitivity,
     pretraining_influence,
-    target_gradients,
 )
 from metasp_lite.stages.unrolled import Adam, unrolled_sensitivity
 from metasp_lite.stages.updated import JointObjective, ProximalObjective, joint_influence, proximal_sensitivity
+from metasp_lite.studies.spoiled import ablations, unfinished
 
 
 @dataclass(frozen=True)
@@ -40,38 +41,6 @@ TASKS = {
     "mnist": Tasks((3, 5), (0, 1)),
     "cifar10": Tasks((2, 6), (1, 4)),  # the paper's: bird and frog; automobile and deer
 }
-
-
-def ablations(problem: TwoStages, pretrained: Curvature, finetuned: Curvature) -> dict[str, Tensor]:
-    """Scores of all pretraining examples with one part of Theorem 1 spoiled at a time, each ``(K, m)``."""
-    theta, head, test = pretrained.theta, finetuned.theta, problem.test
-
-    def damped(first: float, second: float) -> Tensor:
-        curvatures = Curvature(problem.pretraining, theta, first), Curvature(problem.finetuning, head, second)
-        return fixed_embedding(*curvatures, test, Exact())
-
-    direct = target_gradients(test, head)[:, : problem.embedding]
-    return {
-        "both Hessians": fixed_embedding(pretrained, finetuned, test, Exact()),
-        **{f"damping {d:g} and {e:g} (the paper's for {name})": damped(d, e) for name, (d, e) in PAPER_DAMPING.items()},
-        "Gauss–Newton matrices": fixed_embedding(pretrained, finetuned, test, GaussNewton()),
-        "identity matrices": fixed_embedding(pretrained, finetuned, test, Identity()),
-        "without the Θ-term": pretraining_influence(pretrained, direct, Exact()),
-    }
-
-
-def unfinished(problem: TwoStages, steps: int) -> tuple[Tensor, float]:
-    """Scores ``(K, m)`` after ``steps`` of Adam, with the least damping of 0, 0.001, 0.002, 0.004, … that allows them.
-
-    Returns that damping, too.
-    """
-    theta, damping = adam(problem.pretraining, problem.first_start, steps), 0.0
-    sensitivity = fixed_sensitivity(problem.finetuned(theta), problem.test, Exact())
-    while True:
-        try:
-            return pretraining_influence(Curvature(problem.pretraining, theta, damping), sensitivity, Exact()), damping
-        except NegativeCurvatureError:
-            damping = max(2 * damping, 1e-3)
 
 
 def protocols(setup: Setup) -> dict[str, retraining.Protocol]:
@@ -164,8 +133,9 @@ def tasks(name: str, seeds: Sequence[int] = range(5), per_class: int = 300) -> d
         for task, classes in (("same", chosen.first), ("unrelated", chosen.unrelated)):
             problem = TwoStages(replace(drawn, second=classes))
             finetuned = problem.finetuned(pretrained.theta)
-            score = float(fixed_embedding(pretrained, finetuned, problem.test, Exact()).abs().mean())
-            rows.append({"setup": dataclasses.asdict(problem.setup), "seed": seed, "task": task, "score": score})
+            scores = fixed_embedding(pretrained, finetuned, problem.test, Exact())
+            row = {"setup": dataclasses.asdict(problem.setup), "seed": seed, "task": task}
+            rows.append({**row, "score": float(scores.abs().mean()), "percentiles": _percentiles(scores)})
     return {"rows": rows}
 
 
@@ -185,10 +155,20 @@ def amounts(
             problem = TwoStages(replace(base, second_per_class=per_class * examples))
             embedding, run = pretrained.theta[: problem.embedding], problem.short_run(least_steps * steps)
             sensitivity = unrolled_sensitivity(run, embedding, problem.head_start, problem.test)
-            score = float(pretraining_influence(pretrained, sensitivity, Exact()).abs().mean())
+            scores = pretraining_influence(pretrained, sensitivity, Exact())
             row = {"setup": dataclasses.asdict(problem.setup), "seed": seed, "examples": examples, "steps": steps}
-            rows.append({**row, "score": score})
+            rows.append({**row, "score": float(scores.abs().mean()), "percentiles": _percentiles(scores)})
     return {"rows": rows}
+
+
+def models_a_to_d(name: str) -> dict[str, object]:
+    """One network's rows of ``tasks`` and ``amounts``, changed as the paper does it: models A to D of figures B, C."""
+    return {"tasks": tasks(name, [0])["rows"], "amounts": amounts(name, [0], [(1, 1), (3, 3)])["rows"]}
+
+
+def _percentiles(scores: Tensor) -> list[float]:
+    """Return what 0, 1, …, 100 % of the scores lie below, to five digits."""
+    return [float(f"{value:.5g}") for value in np.percentile(scores.cpu().numpy(), range(101))]
 
 
 def lengths(name: str, seeds: Sequence[int] = range(5)) -> dict[str, object]:
@@ -250,6 +230,13 @@ def updated(
     }
 
 
+def first_optimum(name: str) -> dict[str, object]:
+    """The parameters at which the first stage's training ends: anyone can look whether they are an optimum."""
+    problem = TwoStages(SETUPS[name])
+    theta = problem.pretrained().theta
+    return {"setup": dataclasses.asdict(problem.setup), "theta": theta.tolist()}
+
+
 def optima(name: str) -> dict[str, object]:
     """Where 400 steps of Adam and 2000 of L-BFGS lead with other networks and penalties: only a minimum has influences.
 
@@ -285,7 +272,9 @@ STUDIES: dict[str, Callable[[str], dict[str, object]]] = {
     "leave-one-out": against_retraining,
     "tasks": tasks,
     "amounts": amounts,
+    "distributions": models_a_to_d,
     "lengths": lengths,
     "updated": updated,
     "optima": optima,
+    "first-optimum": first_optimum,
 }

@@ -130,6 +130,19 @@ def test_correlations_are_bars_by_row_and_column():
     assert widths == {"new": [-0.6, 0.5, 0.4], "old": [0.3, 0.2, 0.1]}  # from below
     assert ax.get_xlim()[0] < -0.6
     assert [bars[0].get_hatch() for bars in ax.containers] == ["//", None]
+    assert ax.get_legend() is None
+
+
+def test_the_legend_of_correlations_has_the_order_of_the_bars():
+    table = pd.DataFrame({"old": [0.1, 0.2], "new": [0.4, 0.5]}, index=["a", "b"])
+    _, ax = plt.subplots()
+    plots.correlations(ax, table, legend=True)
+    legend = ax.get_legend()
+    named = {text.get_text(): patch for text, patch in zip(legend.get_texts(), legend.get_patches(), strict=True)}
+    heights = {bars.get_label(): bars[0].get_y() for bars in ax.containers}  # of the lowest group
+    assert list(named) == sorted(heights, key=heights.get, reverse=True)  # from above
+    drawn = {bars.get_label(): bars[0].get_facecolor() for bars in ax.containers}
+    assert {name: patch.get_facecolor() for name, patch in named.items()} == drawn
 
 
 def test_correlations_refuse_a_third_column():

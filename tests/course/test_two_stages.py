@@ -1,14 +1,17 @@
-"""The two-stage problems of notebook 06: which images, which start, and both optima."""
+"""The two-stage problems of notebooks 08 and 09: which images, which start, and both optima."""
 
 import os
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from helpers.image_sets import link_first
 from helpers.small_stages import SMALL_STAGES, small_stages
+from PIL import Image
 
+from metasp_lite.calculus import minimise
 from metasp_lite.course.two_stages import SETUPS, TwoStages
 from metasp_lite.studies import multi_stage
 
@@ -22,6 +25,15 @@ def test_images_are_those_of_the_classes_in_order_and_no_test_image_is_trained_o
     assert torch.equal(TwoStages(SMALL_STAGES).pretraining_images.images[3:12], images.images[:9])  # three passed over
     train = {tuple(image.flatten().tolist()) for image in problem.finetuning_images.images}
     assert not train & {tuple(image.flatten().tolist()) for image in problem.test_images.images}
+
+
+def test_the_originals_are_the_same_images_before_they_were_made_smaller():
+    problem = TwoStages(replace(SMALL_STAGES, skip=3))
+    for original, small in zip(problem.originals, (problem.pretraining_images, problem.test_images), strict=True):
+        assert original.shape == (len(small), 1, 28, 28)
+        for large, seen in zip(original, small.images, strict=True):
+            resized = Image.fromarray(large[0].numpy()).resize((14, 14), Image.Resampling.BILINEAR)
+            assert np.array_equal(resized, seen[0])
 
 
 def test_a_setup_that_asks_for_more_images_than_there_are_is_refused():
@@ -44,6 +56,13 @@ def test_both_stages_end_in_an_optimum():
     assert pretrained.gradient.norm() < 1e-9
     assert finetuned.gradient[problem.embedding :].norm() < 1e-9  # the head's; the embedding is not trained
     assert finetuned.gradient[: problem.embedding].norm() > 1e-3
+
+
+def test_newton_steps_end_where_l_bfgs_alone_was_heading():
+    problem, pretrained, _ = small_stages()
+    theta = minimise(problem.pretraining, problem.first_start, adam_steps=400)
+    # a gradient of 1e-9 at the smallest eigenvalue, which is not far below the penalty of 0.1
+    torch.testing.assert_close(pretrained.theta, theta, rtol=0, atol=1e-7)
 
 
 def test_pooling_is_by_averages_or_maxima():

@@ -51,8 +51,9 @@ def test_the_picker_shows_the_most_helpful_and_the_most_harmful_images(monkeypat
     assert len(widget.children[0].options) == 6
     draw(4)
     images, titles = drawn[-1]
-    first = problem.pretraining_images.images
-    assert torch.equal(images[0], problem.test_images.images[4])
+    first, tested = problem.originals
+    assert images.shape[1:] == (1, 28, 28)  # not the 14×14 that the network sees
+    assert torch.equal(images[0], tested[4])
     assert torch.equal(images[1:7], first[-6:].flip(0))
     assert torch.equal(images[8:], first[:6])
     assert titles[0] == titles[7] == "test image:\nAnkle boot"

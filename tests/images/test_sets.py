@@ -87,7 +87,7 @@ def test_only_some_classes_keep_their_order_and_are_numbered_anew(mixed, classes
 
 
 def test_the_subsets_of_the_course_are_those_of_plain_loops():
-    """Sneakers and boots of notebook 01; the two stages of notebook 06; a stream's subset, drawn and not."""
+    """Sneakers and boots of notebook 01; the two stages of notebook 08; a stream's subset, drawn and not."""
     whole = sources.load("fashion-mnist", source="bundled")
     first = [slot for mine in walk(whole, range(10), 7) for slot in mine]
     shoes = [slot for slot in sorted(first) if int(whole.labels[slot]) in (7, 9)]

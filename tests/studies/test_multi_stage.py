@@ -129,6 +129,29 @@ def test_the_study_of_tasks_scores_the_same_task_and_an_unrelated_one(monkeypatc
         problem = TwoStages(setup)
         scores = fixed_embedding(pretrained, problem.finetuned(pretrained.theta), problem.test, Exact())
         assert row["score"] == float(scores.abs().mean())
+        share = [float((scores <= value).double().mean()) for value in row["percentiles"]]
+        np.testing.assert_allclose(share, np.linspace(0, 1, 101), atol=0.02)  # stored to five digits
+
+
+def test_the_distributions_are_those_of_the_papers_four_models(monkeypatch):
+    """A and B differ in the task, C and D in examples and steps at once; one network."""
+    asked = []
+    for study in ("tasks", "amounts"):
+        monkeypatch.setattr(
+            multi_stage, study, lambda *given, study=study: {"rows": asked.append((study, *given)) or [study]}
+        )
+    found = multi_stage.models_a_to_d("mnist")
+    assert asked == [("tasks", "mnist", [0]), ("amounts", "mnist", [0], [(1, 1), (3, 3)])]
+    assert found == {"tasks": ["tasks"], "amounts": ["amounts"]}
+
+
+def test_the_stored_first_optimum_is_one(monkeypatch):
+    monkeypatch.setitem(SETUPS, "fashion-mnist", SMALL_STAGES)
+    found = multi_stage.first_optimum("fashion-mnist")
+    assert Setup(**found["setup"]) == SMALL_STAGES
+    there = Curvature(TwoStages(SMALL_STAGES).pretraining, torch.tensor(found["theta"], dtype=torch.float64))
+    assert there.gradient.norm() < 1e-9
+    assert there.smallest_eigenvalue > 0
 
 
 def test_the_study_of_amounts_scores_runs_of_the_examples_and_steps_it_says(monkeypatch):
