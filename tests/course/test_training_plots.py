@@ -86,7 +86,7 @@ def test_curves_need_a_panel_for_each_setting():
 
 @pytest.mark.parametrize("count", [1, 4, 9])
 def test_each_group_of_influences_has_a_distribution_with_its_name_on_it(count):
-    values = torch.linspace(-1, 1, 100) ** 3
+    values = torch.linspace(-1, 1.013, 100) ** 3  # no two of one size
     groups = {f"task {k + 2}": values * 10**-k for k in range(count)}
     ax = plt.figure().subplots()
     training_plots.sizes_of_influence(ax, groups)
@@ -97,7 +97,7 @@ def test_each_group_of_influences_has_a_distribution_with_its_name_on_it(count):
         below = [(given.abs().numpy() <= size).mean() for size in x[1:]]
         np.testing.assert_allclose(y[1:], below)
         share = (given.abs().numpy() < text.xy[0]).mean()
-        assert abs(share - text.xy[1]) <= 0.02  # each size occurs twice among 100
+        assert abs(share - text.xy[1]) <= 0.01  # a step of 100
 
 
 def test_each_variant_has_its_corrections_and_a_cross_where_it_stopped():
