@@ -1,24 +1,42 @@
-"""MetaSP's variants of the weights side by side: ``python -m metasp_lite variants``, a few minutes.
+"""MetaSP's weights, rivals and rehearsal selection: ``python -m metasp_lite variants [weights] [rivals] [selection]``.
 
-Stored in data/results/variants.
+A few minutes each, on one thread.  Stored in data/results/variants.
 """
 
 import argparse
 
+_PLACES = {  # of each study
+    "weights": "variants/split-fashion-mnist.json",
+    "rivals": "variants/rivals-split-fashion-mnist.json",
+    "selection": "variants/selection-split-fashion-mnist.json",
+}
+
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """Take no options."""
+    """Add the options of ``variants``."""
+    parser.add_argument(
+        "studies",
+        nargs="*",
+        metavar=f"{{{','.join(_PLACES)}}}",
+        help="weights: their variants; rivals: MetaSP among them; selection: RehSel taken apart (default: all)",
+    )
 
 
 def main(arguments: argparse.Namespace) -> int:
-    """Run the study and store it."""
+    """Run the studies that are asked for and store each as soon as it is there."""
+    chosen = arguments.studies or _PLACES
+    unknown = sorted(set(chosen) - set(_PLACES))
+    if unknown:
+        raise ValueError(f"there is no study {', '.join(map(repr, unknown))}; choose from {', '.join(_PLACES)}")
     import torch
 
     from metasp_lite import results, settings
     from metasp_lite.studies import variants
 
+    paths = {name: results.place(place) for name, place in _PLACES.items() if name in chosen}
     torch.set_num_threads(1)  # as in the runs: the stored rows name this number
-    path = results.place("variants/split-fashion-mnist.json")
-    results.write(path, variants.study())
-    print(f"stored in {path.relative_to(settings.PROJECT_DIR)}")
+    studies = {"weights": variants.study, "rivals": variants.rivals, "selection": variants.selection}
+    for name, path in paths.items():
+        results.write(path, studies[name]())
+        print(f"stored in {path.relative_to(settings.PROJECT_DIR)}")
     return 0

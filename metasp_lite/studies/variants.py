@@ -1,23 +1,40 @@
-"""MetaSP with each variant of its weights, and ER-late beside it, at two learning rates from five seeds.
+"""MetaSP on lite Split Fashion-MNIST: its weights' variants, its rivals, and its rehearsal selection taken apart.
 
-50 runs of lite Split Fashion-MNIST, a few minutes.
+Three studies, each a list of rows, a row a run: ``study`` (the variants of the weights and ER-late at two learning
+rates from five seeds), ``rivals`` and ``selection`` (from ten seeds, at the stream's own rate).
 """
 
 import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+import scipy.stats
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
 from metasp_lite import results
-from metasp_lite.continual import grid
+from metasp_lite.continual import grid, presets, streams
+from metasp_lite.continual.learner import Learner, evaluating
+from metasp_lite.continual.methods import Method
+from metasp_lite.continual.methods.metasp import MetaSP, MetaSPRehSel
+from metasp_lite.continual.run import Run
+from metasp_lite.continual.streams import Stream
+from metasp_lite.continual.training import score, train
 
 _METHODS = (("er-late", None), *(("metasp", v) for v in ("official", "relative", "mixed", "printed")))
 _RATES = (0.1, 0.03)  # the first is the stream's own
 _SEEDS = (1231, 1232, 1233, 1234, 1235)  # the paper's
+_TEN = tuple(range(1231, 1241))  # the paper's and five more
 _MEMORY = 200
+_WHAT = {"profile": "lite", "stream": "split-fashion-mnist"}
+_RIVALS = ("joint", "fine-tune", "er", "er-late", "metasp", "metasp-rehsel")  # joint first: its network judges memories
+
+_Row = dict[str, object]
 
 
-def study(seeds: Iterable[int] = _SEEDS, changes: Mapping[str, object] | None = None) -> list[dict[str, object]]:
-    """Return a row for each run: its final class-incremental accuracy, or the error that stopped it.
+def study(seeds: Iterable[int] = _SEEDS, changes: Mapping[str, object] | None = None) -> list[_Row]:
+    """Return a row for each run with a variant of the weights: its final accuracy, or the error that stopped it.
 
     ``changes`` are settings of all runs.
     """
@@ -29,9 +46,151 @@ def study(seeds: Iterable[int] = _SEEDS, changes: Mapping[str, object] | None = 
     return rows
 
 
-def _runs(method: str, chosen: Mapping[str, object], seeds: Iterable[int]) -> list[dict[str, object]]:
+def rivals(seeds: Iterable[int] = _TEN, changes: Mapping[str, object] | None = None) -> list[_Row]:
+    """Return a row for each run of MetaSP, its rivals and RehSel: all accuracies, and what was seen inside.
+
+    ``wrong_by_joint`` is the share of what the memory holds at the end (``joint``: of all training examples) that the
+    jointly trained network of the same seed gets wrong.  ``between_late_epochs`` and ``size_and_loss`` are of MetaSP, a
+    number for each task but the first, of the task's own examples: Spearman's correlation of I* in the last but one
+    epoch with I* in the last, and of |I*| in the last with the loss before it.
+    """
+    rows = []
+    for seed in seeds:
+        judge: Learner | None = None
+        for method in _RIVALS:
+            run, stream = _prepared(method, seed, changes)
+            inside = _Inside()
+            with tempfile.TemporaryDirectory() as folder:
+                result = train(run, Path(folder) / method, stream=stream, threads=1, watch=inside, progress_bar=False)
+            judge = judge or inside.learner
+            ends = {
+                f"{name}_{setting}": value if value is None else round(value, 6)
+                for setting in ("class_incremental", "task_incremental")
+                for name, value in result[setting].items()
+            }
+            memory = getattr(run.settings, "memory", None)
+            row = {**_WHAT, "memory": memory, "method": method, "seed": seed, **ends}
+            rows.append({**row, "wrong_by_joint": _wrong(judge, inside, method), **inside.correlations()})
+    return rows
+
+
+def selection(seeds: Iterable[int] = _TEN, changes: Mapping[str, object] | None = None) -> list[_Row]:
+    """Return a row for each run of RehSel as it is, and with chance in place of I* where it stores, drops, or both."""
+    rows = []
+    for seed in seeds:
+        for kind in (MetaSPRehSel, _StoresByChance, _DropsByChance, _SelectsByChance):
+            run, stream = _prepared("metasp-rehsel", seed, changes)
+            accuracies = dict(zip(("class_incremental", "task_incremental"), _learnt(kind, run, stream), strict=True))
+            by = {"stores_by": "chance", "drops_by": "chance"}
+            by |= {} if issubclass(kind, _StoresByChance) else {"stores_by": "I*"}
+            by |= {} if issubclass(kind, _DropsByChance) else {"drops_by": "I*"}
+            ends = {f"a_inf_{setting}": round(sum(row) / len(row), 6) for setting, row in accuracies.items()}
+            rows.append({**_WHAT, "memory": _MEMORY, "method": run.method, "seed": seed, **by, **ends})
+    return rows
+
+
+class _StoresByChance(MetaSPRehSel):
+    """RehSel that takes any example of each cluster: no example has a score when the task's are chosen."""
+
+    def choose(self, learner: Learner, places: int) -> Tensor:
+        scores = self.influence
+        self.influence = torch.zeros_like(scores)
+        try:
+            return super().choose(learner, places)
+        finally:
+            self.influence = scores
+
+
+class _DropsByChance(MetaSPRehSel):
+    """RehSel that drops any stored example: all are equally harmful."""
+
+    def harm_of_stored(self, slots: Tensor) -> Tensor:
+        return torch.zeros(len(slots), device=slots.device)
+
+
+class _SelectsByChance(_StoresByChance, _DropsByChance):
+    """RehSel of which the clusters alone are left."""
+
+
+def _learnt(kind: type[Method], run: Run, stream: Stream) -> tuple[list[float], list[float]]:
+    """Train a method that has no name in METHODS, as ``train`` does; return the accuracies after the last task."""
+    learner = Learner(stream, run.recipe, run.seed)
+    method = kind(learner, run.settings)
+    for learner.task_number in range(len(stream.tasks)):
+        for learner.epoch in range(run.recipe.epochs):
+            for index in learner.batches(learner.task.train):
+                method.step(learner, learner.batch(index))
+        method.end_task(learner)
+    return score(learner)
+
+
+class _Inside:
+    """Watches a run: keeps the learner and the method, and of MetaSP the scores of each epoch and the losses."""
+
+    def __init__(self) -> None:
+        self.learner: Learner
+        self.method: Method
+        self._sums: list[Tensor] = []  # of I*, after each epoch of the task
+        self._losses: list[Tensor] = []
+        self._found: dict[str, list[float]] = {"between_late_epochs": [], "size_and_loss": []}
+
+    def __call__(self, learner: Learner, method: Method) -> None:
+        self.learner, self.method = learner, method
+        if not isinstance(method, MetaSP) or learner.task_number == 0:
+            return
+        if learner.epoch == 1:
+            self._sums, self._losses = [], []
+        train = learner.task.train
+        self._sums.append(method.influence[train].clone())
+        self._losses.append(_losses(learner, train))
+        if learner.epochs_left == 0 and method.settings.late_epochs >= 2:
+            before, last = (self._sums[k] - self._sums[k - 1] for k in (-2, -1))
+            self._found["between_late_epochs"].append(_spearman(before, last))
+            self._found["size_and_loss"].append(_spearman(last.abs(), self._losses[-2]))
+
+    def correlations(self) -> dict[str, list[float] | None]:
+        """Return what was found, None where there was nothing to find."""
+        return {name: values or None for name, values in self._found.items()}
+
+
+def _wrong(judge: Learner, inside: _Inside, method: str) -> float | None:
+    """Return the share of the memory's examples, of ``joint`` of all, that ``judge`` gets wrong."""
+    stream = judge.stream
+    if method == "joint":
+        return round(float((_logits(judge, stream.images).argmax(1) != stream.labels).float().mean()), 6)
+    buffer = getattr(inside.method, "buffer", None)
+    if buffer is None:
+        return None
+    held = buffer.read(buffer.filled)
+    return round(float((_logits(judge, held.images).argmax(1) != held.labels).float().mean()), 6)
+
+
+def _logits(learner: Learner, images: Tensor) -> Tensor:
+    with torch.no_grad(), evaluating(learner.model):
+        return learner.model(learner.stream.augmentation.normalise(images))
+
+
+def _losses(learner: Learner, index: Tensor) -> Tensor:
+    logits = _logits(learner, learner.stream.images[index])
+    return F.cross_entropy(logits, learner.stream.labels[index], reduction="none")
+
+
+def _spearman(first: Tensor, second: Tensor) -> float:
+    return round(float(scipy.stats.spearmanr(first.cpu().numpy(), second.cpu().numpy()).statistic), 4)
+
+
+def _prepared(method: str, seed: int, changes: Mapping[str, object] | None) -> tuple[Run, Stream]:
+    """Return a run, with those of ``changes`` that its method has, and its stream."""
+    known = presets.names(method)
+    memory = _MEMORY if "memory" in known else None
+    own = {name: value for name, value in (changes or {}).items() if name in known}
+    run = presets.build(_WHAT["stream"], method, seed, profile="lite", memory=memory, overrides=own)
+    return run, streams.make(run.stream)
+
+
+def _runs(method: str, chosen: Mapping[str, object], seeds: Iterable[int]) -> list[_Row]:
     """Return the rows of one method with the settings ``chosen``."""
-    what = {"profile": "lite", "stream": "split-fashion-mnist", "memory": _MEMORY, "method": method}
+    what = {**_WHAT, "memory": _MEMORY, "method": method}
     description = {"profile": "lite", "streams": [what["stream"]], "methods": [method], "memory": [_MEMORY]}
     rows = []
     with tempfile.TemporaryDirectory() as folder:

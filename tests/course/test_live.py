@@ -41,6 +41,15 @@ def test_one_picture_grows_with_every_score_and_none_is_left_open(screen):
     assert not plt.get_fignums()
 
 
+def test_a_picture_drawn_more_rarely_shows_every_score_at_the_end_of_each_task(screen):
+    show, drawn = screen
+    curves = live.LiveCurves(redraw=3, show=show)
+    train(curves)
+    assert [entry[0] for entry in curves.history] == [1, 2, 3, 4, 5, 6, 7, 8]
+    assert len(drawn) == 4  # after the scores 3 and 6, and after 4 and 8, which end the tasks
+    assert len(curves.draw(epochs=4).axes[0].lines[0].get_xdata()) == 8
+
+
 def test_the_picture_can_be_drawn_again_afterwards(screen):
     show, _ = screen
     curves = live.LiveCurves(show=show)

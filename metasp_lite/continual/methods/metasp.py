@@ -23,7 +23,7 @@ class MetaSPSettings(LateSettings):
 
     Those that the paper prints, in each reading of their scale, are not bounded: an influence is a product of two
     gradients, so one steep batch can throw the network far enough for the next to be steeper still, until nothing is
-    finite (notebook 04).
+    finite (notebook 06).
     """
 
     variant: str = "official"  # of the weights: official (the authors' code), relative, mixed or printed (eq. 12)
