@@ -40,7 +40,9 @@ class _Kronecker(SolverTraits):
                 "ExampleLosses, or take another solver"
             )
         shift = curvature.objective.l2 + torch.full_like(theta, curvature.damping)
-        found = blocks(losses, theta, output_roots(losses, theta))
+        weights = torch.stack([each for each in output_roots(losses, theta) if each.any()])
+        found = blocks(losses, theta, weights)
+        curvature.products += (1 + len(weights)) / 2  # a product costs about two forward passes
         parts = [_Part.of(block, shift[block.where], corrected=self._corrected) for block in found]
 
         def solve(vector: Tensor) -> Tensor:
@@ -63,7 +65,8 @@ class KFAC(_Kronecker):
     B = (1/n) Σ g gᵀ, what comes back to it; layers do not meet.  For convolutions the places are its patches, each
     taken for an example of its own (Grosse and Martens, 2016).  λ + δ is added to each product of eigenvalues.
     Exact for a single linear layer where a and g do not depend on each other: one example, or the squared loss.
-    Costs a pass forward and one back for each output, and an eigendecomposition of both factors of each layer.
+    Costs a pass forward and one back for each output, counted as half a product each, and an eigendecomposition of
+    both factors of each layer, which no count of products shows.
 
     Raises:
         ValueError: when v is not like θ, for losses other than ``ExampleLosses``, for trained parameters outside linear

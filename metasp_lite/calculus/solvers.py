@@ -15,6 +15,7 @@ from metasp_lite.calculus.conjugate_gradients import ConjugateGradient
 from metasp_lite.calculus.curvature import Curvature
 from metasp_lite.calculus.kronecker import EKFAC, KFAC
 from metasp_lite.calculus.losses import Penalised
+from metasp_lite.calculus.low_rank import Arnoldi, Nystrom
 from metasp_lite.calculus.outer_products import GaussNewton, OuterProduct
 from metasp_lite.calculus.series import LiSSA, Neumann
 from metasp_lite.calculus.solving import Solver, SolverTraits, right_hand_side, solve_each
@@ -23,12 +24,14 @@ from metasp_lite.doors import typed
 __all__ = [
     "EKFAC",
     "KFAC",
+    "Arnoldi",
     "ConjugateGradient",
     "Exact",
     "GaussNewton",
     "Identity",
     "LiSSA",
     "Neumann",
+    "Nystrom",
     "OuterProduct",
     "Solver",
     "SolverTraits",
