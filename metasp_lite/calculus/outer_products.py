@@ -78,7 +78,7 @@ class GaussNewton(SolverTraits):
                 "ExampleLosses, or take another solver"
             )
         matrix = torch.diag(curvature.objective.l2 + torch.full_like(theta, curvature.damping))
-        for weights in _roots(losses, theta):
+        for weights in output_roots(losses, theta):
             rows = per_example_gradients(_Weighted(losses, weights), theta)
             matrix += rows.T @ rows / len(rows)
         factor, info = torch.linalg.cholesky_ex(check_finite(matrix, "the Gauss–Newton matrix"))
@@ -102,7 +102,7 @@ class _Weighted:
         return (weights * self.losses.outputs(theta, index).reshape(len(weights), -1)).sum(dim=1)
 
 
-def _roots(losses: ExampleLosses, theta: Tensor) -> Tensor:
+def output_roots(losses: ExampleLosses, theta: Tensor) -> Tensor:
     """Weights ``(K, n, K)`` of the outputs with A_i = Σ_k w_ki w_kiᵀ, the second derivatives of each loss in them.
 
     The eigenvectors of A_i, each times the root of its eigenvalue.

@@ -1,4 +1,4 @@
-"""Approximations of H⁻¹v: exact, identity, outer product, Neumann, conjugate gradients, LiSSA (notebook 02).
+"""Approximations of H⁻¹v: exact, identity, outer product, Kronecker factors, Neumann, conjugate gradients, LiSSA.
 
 Every solver is a frozen dataclass of its settings and is called as ``solver(curvature, v)`` with v ``(P,)``, giving an
 approximation of (H + δI)⁻¹v ``(P,)``.  The damping δ belongs to the ``Curvature``.  What a solve cost stands in
@@ -13,19 +13,25 @@ from torch import Tensor
 
 from metasp_lite.calculus.conjugate_gradients import ConjugateGradient
 from metasp_lite.calculus.curvature import Curvature
+from metasp_lite.calculus.kronecker import EKFAC, KFAC
 from metasp_lite.calculus.losses import Penalised
+from metasp_lite.calculus.low_rank import Arnoldi, Nystrom
 from metasp_lite.calculus.outer_products import GaussNewton, OuterProduct
 from metasp_lite.calculus.series import LiSSA, Neumann
 from metasp_lite.calculus.solving import Solver, SolverTraits, right_hand_side, solve_each
 from metasp_lite.doors import typed
 
 __all__ = [
+    "EKFAC",
+    "KFAC",
+    "Arnoldi",
     "ConjugateGradient",
     "Exact",
     "GaussNewton",
     "Identity",
     "LiSSA",
     "Neumann",
+    "Nystrom",
     "OuterProduct",
     "Solver",
     "SolverTraits",

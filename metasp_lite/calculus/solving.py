@@ -1,7 +1,7 @@
 """What all solvers have in common: how one is called, what it says of itself and which right-hand sides it takes."""
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import ClassVar, Protocol
 
 import torch
@@ -19,6 +19,14 @@ class Solver(Protocol):
 
     def __call__(self, curvature: Curvature[Penalised], vector: Tensor) -> Tensor:
         """Return an approximation of (H + δI)⁻¹v ``(P,)``."""
+        ...
+
+
+class Preconditioner(Protocol):
+    """A solver whose answer is linear in v and symmetric positive definite, and cheap once it is prepared."""
+
+    def inverse(self, curvature: Curvature[Penalised]) -> Callable[[Tensor], Tensor]:
+        """Return it as a function of v ``(P,)``."""
         ...
 
 

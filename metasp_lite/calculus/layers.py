@@ -1,0 +1,137 @@
+"""What goes into each layer and what comes back to it: the two halves of every gradient that Kronecker factors use.
+
+The gradient of one example's loss in the weights of a layer is Σ_t g_t a_tᵀ, with a_t what goes in and g_t the
+gradient in what comes out; t counts the places that a layer visits, one for a linear layer and every patch for a
+convolution.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from metasp_lite.calculus.losses import ExampleLosses
+
+Layer = nn.Linear | nn.Conv2d
+
+
+@dataclass(frozen=True)
+class Block:
+    """The trained parameters of one layer, and what they meet in n examples at T places each."""
+
+    name: str
+    where: Tensor  # (out, in) int64: where each of them stands in θ; a trained bias is the last column
+    into: Tensor  # (n, T, in): what goes in, with a 1 for the bias
+    back: Tensor  # (K, n, T, out): gradients in what comes out, of K weightings of the outputs
+
+
+def blocks(losses: ExampleLosses, theta: Tensor, weights: Tensor) -> list[Block]:
+    """Return a block for each layer with trained parameters, from one pass forward and K back.
+
+    ``weights (K, n, outputs)`` are what the outputs are weighted with before each pass back.
+
+    Raises:
+        ValueError: when a trained parameter belongs to no linear or convolution layer, or to one that acts otherwise
+            than once and by itself; names it.
+    """
+    layers = _layers(losses)
+    leaf = theta.detach().clone().requires_grad_()
+    with _recording(layers) as (into, out), torch.enable_grad():
+        outputs = losses.outputs(leaf).reshape(len(losses), -1)
+        for name in layers:
+            if len(into.get(name, [])) != 1:
+                raise ValueError(
+                    f"the layer {name!r} is called {len(into.get(name, []))} times, and its Kronecker factors need "
+                    "one call; take Gauss–Newton or conjugate gradients"
+                )
+        ends = [out[name][0] for name in layers]
+        rows = [
+            torch.autograd.grad((outputs * each).sum(), ends, retain_graph=True, materialize_grads=True)
+            for each in weights
+        ]
+    places = losses.unflatten(torch.arange(len(theta), dtype=torch.float64, device=theta.device))
+    found = []
+    for k, (name, layer) in enumerate(layers.items()):
+        kinds = [kind for kind in ("weight", "bias") if f"{name}.{kind}".lstrip(".") in places]
+        where = [places[f"{name}.{kind}".lstrip(".")].long().flatten(1 if kind == "weight" else 0) for kind in kinds]
+        columns = torch.cat([each if each.dim() == 2 else each[:, None] for each in where], dim=1)
+        found.append(
+            Block(
+                name,
+                columns,
+                _inputs(layer, into[name][0], kinds),
+                torch.stack([_places(layer, row[k]) for row in rows]),
+            )
+        )
+    return found
+
+
+def _layers(losses: ExampleLosses) -> dict[str, Layer]:
+    """Return the layers that have trained parameters, by name."""
+    found: dict[str, Layer] = {}
+    for name, parameter in losses.model.named_parameters():
+        owner, _, kind = name.rpartition(".")
+        layer = losses.model.get_submodule(owner)
+        if not parameter.requires_grad:
+            continue
+        if not isinstance(layer, Layer) or type(layer) not in (nn.Linear, nn.Conv2d) or kind not in ("weight", "bias"):
+            raise ValueError(
+                f"{name!r} is trained and belongs to a {type(layer).__name__}: Kronecker factors are those of Linear "
+                "and Conv2d layers; freeze it, or take Gauss–Newton or conjugate gradients"
+            )
+        if isinstance(layer, nn.Conv2d) and (
+            layer.groups != 1 or layer.padding_mode != "zeros" or isinstance(layer.padding, str)
+        ):
+            raise ValueError(
+                f"the convolution {owner!r} has groups={layer.groups}, padding={layer.padding!r} and "
+                f"padding_mode={layer.padding_mode!r}: Kronecker factors need groups=1, padding in pixels and zeros; "
+                "take Gauss–Newton or conjugate gradients"
+            )
+        found[owner] = layer
+    return found
+
+
+_Calls = dict[str, list[Tensor]]
+
+
+@contextmanager
+def _recording(layers: dict[str, Layer]) -> Iterator[tuple[_Calls, _Calls]]:
+    """Keep what goes into the layers and what comes out while the model runs; copies, for some act in place."""
+    into: _Calls = {}
+    out: _Calls = {}
+
+    def note(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
+        def hook(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+            into.setdefault(name, []).append(inputs[0].detach().clone())
+            out.setdefault(name, []).append(output)
+            return output.clone()
+
+        return hook
+
+    hooks = [layer.register_forward_hook(note(name)) for name, layer in layers.items()]
+    try:
+        yield into, out
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _inputs(layer: Layer, into: Tensor, kinds: list[str]) -> Tensor:
+    """What the layer's trained parameters meet, ``(n, T, in)``."""
+    if isinstance(layer, nn.Conv2d):
+        assert not isinstance(layer.padding, str)
+        patches = F.unfold(into, layer.kernel_size, layer.dilation, layer.padding, layer.stride).mT
+    else:
+        patches = into.flatten(1, -2) if into.dim() > 2 else into[:, None]
+    parts = {"weight": patches, "bias": patches.new_ones(*patches.shape[:2], 1)}
+    return torch.cat([parts[kind] for kind in kinds], dim=2)
+
+
+def _places(layer: Layer, back: Tensor) -> Tensor:
+    """A gradient in what comes out, ``(n, T, out)``."""
+    if isinstance(layer, nn.Conv2d):
+        return back.flatten(2).mT
+    return back.flatten(1, -2) if back.dim() > 2 else back[:, None]
