@@ -4,6 +4,7 @@ Colours are seaborn's colour-blind palette; a marker or a line style tells serie
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -73,16 +74,25 @@ def two_classes(
     reach = np.abs(x).max() * 1.1
     _line(ax, first, second, reach, color="black", linewidth=1.5)
     for label, (name, colour, marker) in enumerate(looks):
-        ax.scatter(*x[of == label].T, c=colour, marker=marker, s=32, label=name, edgecolor="white", linewidth=0.5)
+        ax.scatter(
+            x[of == label, 0],
+            x[of == label, 1],
+            c=colour,
+            marker=marker,
+            s=32,
+            label=name,
+            edgecolor="white",
+            linewidth=0.5,
+        )
     centre = x[list(ringed)].mean(axis=0)
-    ax.scatter(*centre, s=170, facecolor="none", edgecolor="black", linewidth=1.2)
+    ax.scatter(centre[0], centre[1], s=170, facecolor="none", edgecolor="black", linewidth=1.2)
     ax.set(xlim=(-reach, reach), ylim=(-reach, reach), xlabel="first component", ylabel="second component")
     ax.text(-0.97 * reach * second / np.hypot(first, second) + 0.1, 0.9 * reach, "$θ^⊤x = 0$", ha="left")
     ax.legend(loc="lower left", fontsize=10)
     inset = ax.inset_axes((0.03, 0.79, 0.29, 0.18))
     for count, place in enumerate(ringed):
         name, colour, marker = looks[of[place]]
-        inset.scatter(*x[place], c=colour, marker=marker, s=60)
+        inset.scatter(x[place, 0], x[place, 1], c=colour, marker=marker, s=60)
         text, below = f"{name.split()[-1].lower()} {place}", -18 if count % 2 else 9  # neighbours' names apart
         inset.annotate(text, x[place], (0, below), textcoords="offset points", ha="center", fontsize=9)
     across, up = np.abs(x[list(ringed)] - centre).max(axis=0) + 1e-9
@@ -102,20 +112,22 @@ def influence_map(
     """
     x, of, value = inputs.cpu().numpy(), labels.cpu().numpy(), influences.cpu().numpy()
     reach = np.abs(x).max() * 1.1
-    _line(ax, *direction.tolist(), reach, color="black", linestyle="--", linewidth=1.5)
+    _line(ax, float(direction[0]), float(direction[1]), reach, color="black", linestyle="--", linewidth=1.5)
     area = 20 + 380 * np.abs(value) / np.abs(value).max()
     for label, (name, marker) in enumerate(zip(classes, "o^", strict=True)):
         for hurts, colour in ((False, BLUE), (True, ORANGE)):
             some = (of == label) & ((value > 0) == hurts)
             face = colour if hurts else "none"
-            ax.scatter(*x[some].T, s=area[some], marker=marker, facecolor=face, edgecolor=colour, linewidth=1.4)
+            ax.scatter(
+                x[some, 0], x[some, 1], s=area[some], marker=marker, facecolor=face, edgecolor=colour, linewidth=1.4
+            )
             ax.scatter([], [], s=60, marker=marker, facecolor=face, edgecolor=colour, linewidth=1.4,
                        label=f"{name} that {'hurts' if hurts else 'helps'}")  # fmt: skip
     ax.set(xlim=(-reach, reach), ylim=(-reach, reach), xlabel="first component", ylabel="second component")
     ax.legend(loc="upper left", fontsize=9)
 
 
-def _line(ax: Axes, first: float, second: float, reach: float, **look: object) -> None:
+def _line(ax: Axes, first: float, second: float, reach: float, **look: Any) -> None:
     """Draw the line first·x₁ + second·x₂ = 0 across a square of half width ``reach``."""
     ends = np.array([-1, 1]) * 2 * reach / np.hypot(first, second)
     ax.plot(-second * ends, first * ends, **look)
@@ -232,8 +244,8 @@ def damping_curves(
     ax.plot(across, size, color=BLUE, marker="o", markersize=4)
     ax.plot(across, correlation, color=ORANGE, marker="^", markersize=4)
     place = int(last)
-    ax.text(across[place], size[place] + 0.06, "size, relative to undamped", color=BLUE)
-    ax.text(across[place], correlation[place] - 0.09, "Pearson r with the truth", color="#9c6400")
+    ax.text(float(across[place]), float(size[place]) + 0.06, "size, relative to undamped", color=BLUE)
+    ax.text(float(across[place]), correlation[place] - 0.09, "Pearson r with the truth", color="#9c6400")
     for s in eigenvalues.tolist():
         ax.axvline(s, color="0.5", linestyle=":")
     ax.set(xscale="log", ylim=(0, 1.05), ylabel="ratio, correlation")
