@@ -59,7 +59,8 @@ def accuracy_against_cost(
         "Pearson r": pearson,
     }
     constant = {agreement: sign_confusion(exact, exact).baseline, balanced: 0.5}
-    styles = dict(zip(lines, zip((GREEN, PURPLE, BLUE, BROWN), ("-", "-.", "--", ":"), strict=True), strict=False))
+    looks = [(GREEN, "-"), (PURPLE, "-."), (BLUE, "--"), (BROWN, ":")]
+    styles = dict(zip(lines, looks[: len(lines)], strict=True))
     figure, axes = plt.subplots(1, 3, figsize=(10.5, 4.6), sharex=True)
     for ax, (label, measure) in zip(axes, measures.items(), strict=True):
         heights = {name: measure(exact, values) for name, values in levels.items()}
@@ -126,7 +127,9 @@ def agreement_against_length(
         where = (1, right(values)), (-3, 1.5), ("axes fraction", "data")
         ax.annotate(name, *where, "offset points", ha="right", fontsize=8)
     ax.plot(list(full), [right(v) for v in full.values()], color=BLUE, linewidth=2.2, label="all examples")
-    for (name, path), colour, marker in zip(batches.items(), (GREEN, PURPLE, ORANGE), "^sD", strict=False):
+    for (name, path), colour, marker in zip(
+        batches.items(), (GREEN, PURPLE, ORANGE)[: len(batches)], "^sD"[: len(batches)], strict=True
+    ):
         lengths = sorted(path)
         ax.plot(lengths, [right(path[x]) for x in lengths], color=colour, marker=marker, linewidth=1, label=name)
     ax.set(
