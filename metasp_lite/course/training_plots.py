@@ -126,14 +126,14 @@ def influences_of_step(ax: Axes, stability: Tensor, plasticity: Tensor, from_mem
         decades = 10.0 ** np.arange(most, least - 1, -2)
         axis.set_ticks([*-decades, 0, *decades])
         axis.set_minor_locator(NullLocator())
-    ax.axhspan(*sorted((ax.get_ylim()[0], 0)), xmax=0.5, color="0.92", zorder=0)
+    ax.axhspan(ax.get_ylim()[0], 0, xmax=0.5, color="0.92", zorder=0)
     ax.axhline(0, color="0.5", linewidth=1)
     ax.axvline(0, color="0.5", linewidth=1)
     for across, name in ((0.02, "helps"), (0.98, "harms")):
         for up, other in ((0.02, "helps"), (0.98, "harms")):
             words = f"{name} both" if name == other else f"{name} the old, {other} the new"
-            where = {"ha": "left" if across < 0.5 else "right", "va": "bottom" if up < 0.5 else "top"}
-            ax.text(across, up, words, transform=ax.transAxes, fontsize=9, style="italic", color="0.3", **where)
+            label = ax.text(across, up, words, transform=ax.transAxes, fontsize=9, style="italic", color="0.3")
+            label.set(ha="left" if across < 0.5 else "right", va="bottom" if up < 0.5 else "top")
     ax.set(xlabel="$I_S$, influence on the old classes", ylabel="$I_P$, on the new classes")
     ax.legend(fontsize=9, loc="center left", bbox_to_anchor=(1, 0.5))
 
@@ -175,16 +175,17 @@ def _name_ends(ax: Axes) -> None:
     """Write each line's name at its end, so far apart that one can be read beside the other."""
     low, high = ax.get_ylim()
     gap = 0.042 * (high - low)
-    lines = sorted(ax.lines, key=lambda line: line.get_ydata()[-1])
-    heights = np.array([float(line.get_ydata()[-1]) for line in lines])
+    ends = [np.asarray(line.get_xydata())[-1] for line in ax.lines]
+    order = np.argsort([y for _, y in ends])
+    heights = np.array([ends[k][1] for k in order])
     for k in range(1, len(heights)):  # upwards, then down again where the top is reached
         heights[k] = max(heights[k], heights[k - 1] + gap)
     heights = np.minimum(heights, high - gap * np.arange(len(heights))[::-1])
-    for line, height in zip(lines, heights, strict=True):
-        at, color = line.get_xydata()[-1], line.get_color()
+    for number, height in zip(order, heights, strict=True):
+        (x, y), color = ends[number], ax.lines[number].get_color()
         arrow = {"arrowstyle": "-", "color": color, "linewidth": 0.6}
         place = (1.04, (height - low) / (high - low))
         ax.annotate(
-            line.get_label(), at, place, textcoords="axes fraction", color=color, va="center", fontsize=9,
-            arrowprops=arrow, annotation_clip=False,
+            str(ax.lines[number].get_label()), (x, y), place, textcoords="axes fraction", color=color, va="center",
+            fontsize=9, arrowprops=arrow, annotation_clip=False,
         )  # fmt: skip
