@@ -396,7 +396,7 @@ def real(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]
 
 
 @pytest.mark.slow
-def test_notebook_04_runs_on_real_split_cifar_10(tmp_path: Path, real: Callable[..., None]):
+def test_notebook_06_runs_on_real_split_cifar_10(tmp_path: Path, real: Callable[..., None]):
     """One line chooses the stream; others shorten the runs, which would take half an hour otherwise."""
     real("cifar10", train=50, test=50)
     edits = {
