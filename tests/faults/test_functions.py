@@ -34,7 +34,7 @@ from metasp_lite.calculus import Curvature, minimise, solvers
 from metasp_lite.continual import Learner, presets, streams, summarise, train
 from metasp_lite.continual.learner import Recipe
 from metasp_lite.continual.methods.base import MemorySettings
-from metasp_lite.course import LiveCurves, plots, problems, step_plots, training_plots
+from metasp_lite.course import LiveCurves, approximation_plots, plots, problems, step_plots, training_plots
 from metasp_lite.course.two_stages import Setup
 from metasp_lite.influence import (
     SGDRule,
@@ -585,7 +585,7 @@ SHOWN = {
         lambda: {"ax": NO_OBJECT, "predicted": NO_VECTOR, "true": NO_VECTOR},
     ),
     "approximate_against_exact": Door(
-        plots.approximate_against_exact,
+        approximation_plots.approximate_against_exact,
         lambda: {"ax": axes(), "exact": vector(), "approximate": vector(2)},
         lambda: {"ax": NO_OBJECT, "exact": NO_VECTOR, "approximate": NO_VECTOR},
     ),
