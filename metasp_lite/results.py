@@ -115,10 +115,16 @@ def _finite(text: str) -> float:
 
 
 def _git(*arguments: str) -> str | None:
-    """Return what git prints, or None outside a checkout."""
+    """Return what git prints, or None outside a checkout.
+
+    It takes no lock: a run that is killed meanwhile would leave it, and git would refuse to commit from then on.
+    """
     try:
         done = subprocess.run(
-            ["git", "-C", str(settings.PROJECT_DIR), *arguments], capture_output=True, check=True, encoding="utf-8"
+            ["git", "--no-optional-locks", "-C", str(settings.PROJECT_DIR), *arguments],
+            capture_output=True,
+            check=True,
+            encoding="utf-8",
         )
     except (OSError, subprocess.CalledProcessError):
         return None

@@ -106,3 +106,16 @@ def test_the_place_of_a_result_is_refused_where_nothing_can_be_stored(tmp_path, 
     monkeypatch.setattr(settings, "PROJECT_DATA_DIR", tmp_path / "site-packages" / "data")
     with pytest.raises(FileNotFoundError, match=r"is not there to store bench/toy\.json in; use a checkout"):
         results.place("bench/toy.json")
+
+
+def test_git_is_asked_without_a_lock(monkeypatch):
+    """A run that is killed meanwhile would leave the lock behind, and nobody could commit."""
+    asked, real = [], results.subprocess.run
+
+    def noted(words, **named):
+        asked.append(words)
+        return real(words, **named)
+
+    monkeypatch.setattr(results.subprocess, "run", noted)
+    results._git("status", "--porcelain")
+    assert asked[0][:2] == ["git", "--no-optional-locks"]
