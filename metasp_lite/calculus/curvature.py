@@ -66,6 +66,11 @@ class Curvature(Generic[_AnyObjective]):
         """A copy of ∇J(θ) ``(P,)``."""
         return self._gradient.clone()
 
+    @property
+    def shift(self) -> Tensor:
+        """λ + δ of each parameter ``(P,)``: what is added to the second derivatives of the losses."""
+        return self.objective.l2 + torch.full_like(self._theta, self.damping)
+
     @typed
     def __matmul__(self, vector: Tensor) -> Tensor:
         """Return (H + δI) v ``(P,)``.

@@ -2,16 +2,16 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from metasp_lite.calculus.checks import check_finite
 from metasp_lite.calculus.curvature import Curvature
-from metasp_lite.calculus.first_layer import is_plain
 from metasp_lite.calculus.layers import Block, blocks
-from metasp_lite.calculus.losses import ExampleLosses, Penalised
-from metasp_lite.calculus.outer_products import output_roots
+from metasp_lite.calculus.losses import Penalised
+from metasp_lite.calculus.outer_products import losses_of_outputs, output_roots
 from metasp_lite.calculus.solving import SolverTraits, right_hand_side
 from metasp_lite.doors import typed
 
@@ -20,6 +20,7 @@ class _Kronecker(SolverTraits):
     """A block for each layer, diagonal in the basis of the eigenvectors of its two factors."""
 
     takes_columns = needs_plain_mean = True
+    _corrected: ClassVar[bool]  # whether the eigenvalues are taken anew
 
     @typed
     def __call__(self, curvature: Curvature[Penalised], vector: Tensor) -> Tensor:
@@ -33,14 +34,8 @@ class _Kronecker(SolverTraits):
         Raises:
             ValueError: as the solver.
         """
-        losses, theta = curvature.objective.losses, curvature.theta
-        if not isinstance(losses, ExampleLosses) or not is_plain(losses):
-            raise ValueError(
-                f"Kronecker factors: the losses are {type(losses).__name__}, whose layers are not known; give "
-                "ExampleLosses, or take another solver"
-            )
-        shift = curvature.objective.l2 + torch.full_like(theta, curvature.damping)
-        weights = torch.stack([each for each in output_roots(losses, theta) if each.any()])
+        losses, theta, shift = losses_of_outputs(curvature, "Kronecker factors"), curvature.theta, curvature.shift
+        weights = output_roots(losses, theta)
         found = blocks(losses, theta, weights)
         curvature.products += (1 + len(weights)) / 2  # a product costs about two forward passes
         parts = [_Part.of(block, shift[block.where], corrected=self._corrected) for block in found]
@@ -53,8 +48,6 @@ class _Kronecker(SolverTraits):
             return check_finite(solution, "a solution by Kronecker factors").view_as(vector)
 
         return solve
-
-    _corrected: bool
 
 
 @dataclass(frozen=True)

@@ -55,17 +55,11 @@ def blocks(losses: ExampleLosses, theta: Tensor, weights: Tensor) -> list[Block]
     places = losses.unflatten(torch.arange(len(theta), dtype=torch.float64, device=theta.device))
     found = []
     for k, (name, layer) in enumerate(layers.items()):
-        kinds = [kind for kind in ("weight", "bias") if f"{name}.{kind}".lstrip(".") in places]
-        where = [places[f"{name}.{kind}".lstrip(".")].long().flatten(1 if kind == "weight" else 0) for kind in kinds]
-        columns = torch.cat([each if each.dim() == 2 else each[:, None] for each in where], dim=1)
-        found.append(
-            Block(
-                name,
-                columns,
-                _inputs(layer, into[name][0], kinds),
-                torch.stack([_places(layer, row[k]) for row in rows]),
-            )
-        )
+        kinds = [kind for kind, parameter in layer.named_parameters() if parameter.requires_grad]  # weight, then bias
+        own = [places[f"{name}.{kind}" if name else kind] for kind in kinds]
+        where = torch.cat([each.reshape(len(each), -1) for each in own], dim=1).long()
+        back = torch.stack([_places(layer, row[k]) for row in rows])
+        found.append(Block(name, where, _inputs(layer, into[name][0], kinds), back))
     return found
 
 

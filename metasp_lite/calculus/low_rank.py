@@ -35,7 +35,7 @@ class Nystrom(SolverTraits):
     def __call__(self, curvature: Curvature[Penalised], vector: Tensor) -> Tensor:
         """Return the solution, with the shape of v: ``(P,)``, or several columns ``(P, K)``."""
         vector = right_hand_side(curvature, vector, columns=True)
-        shift = curvature.objective.l2 + torch.full_like(curvature.theta, curvature.damping)
+        shift = curvature.shift
         if not bool((shift == shift[0]).all()) or not shift[0] > 0:
             raise ValueError(
                 f"Nyström: l2 + damping lies between {shift.min()} and {shift.max()}; give one number above 0 for all "
@@ -53,9 +53,7 @@ class Nystrom(SolverTraits):
         """Return U ``(P, rank)`` and the eigenvalues ``(rank,)``, the largest first."""
         theta = curvature.theta
         _require_room("rank", self.rank, len(theta))
-        draw = torch.Generator().manual_seed(self.seed)
-        random = torch.randn(len(theta), self.rank, generator=draw, dtype=torch.float64).to(theta)
-        directions = torch.linalg.qr(random)[0]
+        directions = torch.linalg.qr(_normal(theta, self.rank, self.seed))[0]
         products = torch.stack([curvature @ each for each in directions.T.contiguous()], dim=1)
         inner = directions.T @ products
         inner = (inner + inner.T) / 2
@@ -101,9 +99,8 @@ class Arnoldi(SolverTraits):
         theta = curvature.theta
         _require_room("products", self.products, len(theta))
         _require_room("rank", self.rank, self.products)
-        draw = torch.Generator().manual_seed(self.seed)
-        start = torch.randn(len(theta), generator=draw, dtype=torch.float64).to(theta)
-        basis = (start / start.norm())[None]  # rows
+        start = _normal(theta, 1, self.seed).T
+        basis = start / start.norm()  # rows
         images = theta.new_empty(0, len(theta))
         while True:
             images = torch.cat([images, (curvature @ basis[-1])[None]])
@@ -122,6 +119,12 @@ class Arnoldi(SolverTraits):
         if not values.min() > len(theta) ** 0.5 * torch.finfo(theta.dtype).eps * values.abs().max():
             raise NegativeCurvatureError(min(float(values.min()), 0.0), curvature.damping)
         return basis.T @ vectors, values
+
+
+def _normal(theta: Tensor, count: int, seed: int) -> Tensor:
+    """Standard normal numbers ``(P, count)``, the same on every device and of every dtype."""
+    draw = torch.Generator().manual_seed(seed)
+    return torch.randn(len(theta), count, generator=draw, dtype=torch.float64).to(theta)
 
 
 def _spread(basis: Tensor, values: Tensor, rest: Tensor, vector: Tensor) -> Tensor:

@@ -33,7 +33,7 @@ class OuterProduct(SolverTraits):
     def __call__(self, curvature: Curvature[Penalised], vector: Tensor) -> Tensor:
         """Return the damped empirical-Fisher solution ``(P,)``."""
         vector = right_hand_side(curvature, vector)
-        shift = curvature.objective.l2 + torch.full_like(vector, curvature.damping)
+        shift = curvature.shift
         if not bool((shift > 0).all()):
             raise ValueError(f"outer product: l2 + damping = {shift.min()} must be above 0; raise the damping")
         gradients = per_example_gradients(curvature.objective.losses, curvature.theta)
@@ -71,13 +71,8 @@ class GaussNewton(SolverTraits):
     def __call__(self, curvature: Curvature[Penalised], vector: Tensor) -> Tensor:
         """Return the solution, with the shape of v: ``(P,)``, or several columns ``(P, K)``."""
         vector = right_hand_side(curvature, vector, columns=True)
-        losses, theta = curvature.objective.losses, curvature.theta
-        if not isinstance(losses, ExampleLosses) or not is_plain(losses):
-            raise ValueError(
-                f"Gauss–Newton: the losses are {type(losses).__name__}, whose outputs and labels are not known; give "
-                "ExampleLosses, or take another solver"
-            )
-        matrix = torch.diag(curvature.objective.l2 + torch.full_like(theta, curvature.damping))
+        losses, theta = losses_of_outputs(curvature, "Gauss–Newton"), curvature.theta
+        matrix = torch.diag(curvature.shift)
         for weights in output_roots(losses, theta):
             rows = per_example_gradients(_Weighted(losses, weights), theta)
             matrix += rows.T @ rows / len(rows)
@@ -100,6 +95,21 @@ class _Weighted:
     def __call__(self, theta: Tensor, index: Tensor | None = None) -> Tensor:
         weights = self.weights if index is None else self.weights[index]
         return (weights * self.losses.outputs(theta, index).reshape(len(weights), -1)).sum(dim=1)
+
+
+def losses_of_outputs(curvature: Curvature[Penalised], solver: str) -> ExampleLosses:
+    """Return the losses of the curvature, which are those of a network's outputs.
+
+    Raises:
+        ValueError: when they are not, or may be something else; names the ``solver`` that needs them.
+    """
+    losses = curvature.objective.losses
+    if not isinstance(losses, ExampleLosses) or not is_plain(losses):
+        raise ValueError(
+            f"{solver}: the losses are {type(losses).__name__}, whose outputs and labels are not known; give "
+            "ExampleLosses, or take another solver"
+        )
+    return losses
 
 
 def output_roots(losses: ExampleLosses, theta: Tensor) -> Tensor:

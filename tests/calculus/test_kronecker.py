@@ -238,6 +238,13 @@ def test_other_networks_are_refused(solver, name):
 
 
 @BOTH
+def test_a_loss_without_second_derivatives_leaves_the_shift_alone(solver):
+    losses = perceptron()
+    linear = ExampleLosses(losses.model, losses.inputs, randn(7, 3, seed=2), lambda z, y: (z * y).sum(dim=1))
+    torch.testing.assert_close(matrix_of(solver, linear), 0.3 * torch.eye(len(at(linear))).double())
+
+
+@BOTH
 def test_other_losses_and_singular_blocks_are_refused(solver):
     losses = perceptron()
     with pytest.raises(ValueError, match=r"the block of the layer '2' is singular; raise the l2"):
