@@ -161,6 +161,14 @@ def optimum_travel(travel: OptimumTravel, surface: tuple[np.ndarray, np.ndarray,
     return figure
 
 
+def moved_apart(heights: np.ndarray, gap: float) -> np.ndarray:
+    """Return the ascending ``heights (n,)`` of names, raised where the one below is nearer than ``gap``."""
+    apart = heights.copy()
+    for k in range(1, len(apart)):
+        apart[k] = max(apart[k], apart[k - 1] + gap)
+    return apart
+
+
 @typed
 def tangents(
     ax: Axes, x: Tensor, values: Tensor, slopes: Mapping[str, Tensor], *, mark: tuple[float, str] | None = None

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from metasp_lite.course.plots import LINES, MARKED_LINES
+from metasp_lite.course.plots import LINES, MARKED_LINES, moved_apart
 from metasp_lite.doors import typed
 
 
@@ -20,12 +20,12 @@ def named_lines(ax: Axes, table: pd.DataFrame) -> None:
     for (name, line), style in zip(table.items(), list(MARKED_LINES)[: len(table.columns)], strict=True):
         ax.plot(table.index, line, label=str(name), **style)
         ends.append((float(line.iloc[-1]), str(name), style["color"]))
-    gap, lowest = 0.06 * float(np.ptp(table.to_numpy())), -np.inf
-    for end, name, colour in sorted(ends):
-        lowest = max(end, lowest + gap)
+    ends.sort()
+    heights = moved_apart(np.array([end for end, _, _ in ends]), 0.06 * float(np.ptp(table.to_numpy())))
+    for (_, name, colour), height in zip(ends, heights, strict=True):
         ax.annotate(  # right of the frame
             name,
-            (1.01, lowest),
+            (1.01, height),
             xycoords=("axes fraction", "data"),
             color=colour,
             fontsize=9,

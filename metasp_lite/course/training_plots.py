@@ -179,9 +179,7 @@ def _name_ends(ax: Axes) -> None:
     gap = 0.042 * (high - low)
     ends = {line: np.asarray(line.get_xydata())[-1] for line in ax.lines}
     lines = sorted(ends, key=lambda line: float(ends[line][1]))
-    heights = np.array([float(ends[line][1]) for line in lines])
-    for k in range(1, len(heights)):  # upwards, then down again where the top is reached
-        heights[k] = max(heights[k], heights[k - 1] + gap)
+    heights = plots.moved_apart(np.array([float(ends[line][1]) for line in lines]), gap)
     heights = np.minimum(heights, high - gap * np.arange(len(heights))[::-1])
     for line, height in zip(lines, heights, strict=True):
         at, color = (float(ends[line][0]), float(ends[line][1])), line.get_color()

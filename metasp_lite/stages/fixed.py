@@ -96,12 +96,6 @@ def require_objective(curvature: Curvature[Penalised], kind: type[Penalised], wh
 
 
 @typed
-def target_gradients(target: Losses, theta: Tensor) -> Tensor:
-    """∇ℓ(θ) of each target, ``(K, P)``."""
-    return per_example_gradients(target, theta)
-
-
-@typed
 def head_objective(finetuning: Objective[ExampleLosses], embedding: Tensor) -> Objective[ExampleLosses]:
     """F(W, ·) for a given embedding W ``(w,)``: the finetuning objective of the head's parameters Θ alone.
 
@@ -126,7 +120,7 @@ def fixed_sensitivity(finetuning: Stage, target: Losses, solver: Solver) -> Tens
     require_objective(finetuning, Objective, "the Objective of finetuning")
     objective, theta = finetuning.objective, finetuning.theta
     w = embedding_size(objective.losses.model)
-    direct = target_gradients(target, theta)
+    direct = per_example_gradients(target, theta)
     with in_stage("finetuning"):
         head = Curvature(head_objective(objective, theta[:w]), theta[w:], finetuning.damping)
         s = solve_each(solver, head, direct[:, w:])

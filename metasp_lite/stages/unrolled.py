@@ -13,9 +13,8 @@ from torch import Tensor
 from torch.func import grad, vjp, vmap
 
 from metasp_lite.calculus.checks import check_finite
-from metasp_lite.calculus.losses import Losses
+from metasp_lite.calculus.losses import Losses, per_example_gradients
 from metasp_lite.doors import typed
-from metasp_lite.stages.fixed import target_gradients
 
 _State = TypeVar("_State")
 
@@ -78,7 +77,7 @@ class ShortRun(Generic[_State]):
         path: list[tuple[Tensor, _State | None]] = [(theta, None)]
         for index in self.batches:
             path.append(self.rule.step(*path[-1], self._gradient(path[-1][0], index)))
-        back, d_state = target_gradients(target, path.pop()[0]), None
+        back, d_state = per_example_gradients(target, path.pop()[0]), None
         for index, (theta, state) in zip(self.batches.flip(0), reversed(path), strict=True):
 
             def moved(theta: Tensor, state: _State | None = None, index: Tensor = index) -> tuple[Tensor, _State]:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from metasp_lite.calculus.curvature import Curvature
-from metasp_lite.calculus.losses import ExampleLosses, Losses, Objective
+from metasp_lite.calculus.losses import ExampleLosses, Losses, Objective, per_example_gradients
 from metasp_lite.calculus.parameters import number_of_trained
 from metasp_lite.calculus.solvers import Solver, SolverTraits, solve_each
 from metasp_lite.doors import typed
@@ -21,7 +21,6 @@ from metasp_lite.stages.fixed import (
     embedding_size,
     in_stage,
     require_objective,
-    target_gradients,
 )
 
 
@@ -75,7 +74,7 @@ def proximal_sensitivity(finetuning: Curvature[ProximalObjective], target: Losse
     require_objective(finetuning, ProximalObjective, "a ProximalObjective at its optimum")
     proximal = finetuning.objective
     with in_stage("finetuning"):
-        s = solve_each(solver, finetuning, target_gradients(target, finetuning.theta))
+        s = solve_each(solver, finetuning, per_example_gradients(target, finetuning.theta))
     return proximal.alpha * s[:, : len(proximal.center)]
 
 
@@ -180,6 +179,6 @@ def joint_influence(
     if isinstance(solver, SolverTraits) and solver.needs_plain_mean:
         raise ValueError(f"{type(solver).__name__} knows the examples of one stage only; take another solver")
     with in_stage("joint"):
-        solution = solve_each(solver, curvature, target_gradients(joint.of_finetuned(target), curvature.theta))
+        solution = solve_each(solver, curvature, per_example_gradients(joint.of_finetuned(target), curvature.theta))
     theta, used = joint.stages(curvature.theta)[0], sum(joint.sizes[:2])
     return -joint.alpha * directional_derivatives(joint.pretraining.losses, theta, solution[:, :used], batch)

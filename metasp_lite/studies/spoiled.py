@@ -3,10 +3,11 @@
 from torch import Tensor
 
 from metasp_lite.calculus.curvature import Curvature, NegativeCurvatureError
+from metasp_lite.calculus.losses import per_example_gradients
 from metasp_lite.calculus.optimum import adam
 from metasp_lite.calculus.solvers import Exact, GaussNewton, Identity
 from metasp_lite.course.two_stages import PAPER_DAMPING, TwoStages
-from metasp_lite.stages.fixed import fixed_embedding, fixed_sensitivity, pretraining_influence, target_gradients
+from metasp_lite.stages.fixed import fixed_embedding, fixed_sensitivity, pretraining_influence
 
 
 def ablations(problem: TwoStages, pretrained: Curvature, finetuned: Curvature) -> dict[str, Tensor]:
@@ -17,7 +18,7 @@ def ablations(problem: TwoStages, pretrained: Curvature, finetuned: Curvature) -
         curvatures = Curvature(problem.pretraining, theta, first), Curvature(problem.finetuning, head, second)
         return fixed_embedding(*curvatures, test, Exact())
 
-    direct = target_gradients(test, head)[:, : problem.embedding]
+    direct = per_example_gradients(test, head)[:, : problem.embedding]
     return {
         "both Hessians": fixed_embedding(pretrained, finetuned, test, Exact()),
         **{f"damping {d:g} and {e:g} (the paper's for {name})": damped(d, e) for name, (d, e) in PAPER_DAMPING.items()},

@@ -8,19 +8,20 @@ import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-import scipy.stats
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from metasp_lite import results
 from metasp_lite.continual import grid, presets, streams
+from metasp_lite.continual.buffer import Memories
 from metasp_lite.continual.learner import Learner, evaluating
 from metasp_lite.continual.methods import Method
 from metasp_lite.continual.methods.metasp import MetaSP, MetaSPRehSel
 from metasp_lite.continual.run import Run
 from metasp_lite.continual.streams import Stream
 from metasp_lite.continual.training import score, train
+from metasp_lite.influence import agreement
 
 _METHODS = (("er-late", None), *(("metasp", v) for v in ("official", "relative", "mixed", "printed")))
 _RATES = (0.1, 0.03)  # the first is the stream's own
@@ -156,12 +157,13 @@ class _Inside:
 def _wrong(judge: Learner, inside: _Inside, method: str) -> float | None:
     """Return the share of the memory's examples, of ``joint`` of all, that ``judge`` gets wrong."""
     stream = judge.stream
+    held: Stream | Memories
     if method == "joint":
-        return round(float((_logits(judge, stream.images).argmax(1) != stream.labels).float().mean()), 6)
-    buffer = getattr(inside.method, "buffer", None)
-    if buffer is None:
+        held = stream
+    elif (buffer := getattr(inside.method, "buffer", None)) is not None:
+        held = buffer.read(buffer.filled)
+    else:
         return None
-    held = buffer.read(buffer.filled)
     return round(float((_logits(judge, held.images).argmax(1) != held.labels).float().mean()), 6)
 
 
@@ -176,7 +178,7 @@ def _losses(learner: Learner, index: Tensor) -> Tensor:
 
 
 def _spearman(first: Tensor, second: Tensor) -> float:
-    return round(float(scipy.stats.spearmanr(first.cpu().numpy(), second.cpu().numpy()).statistic), 4)
+    return round(agreement.spearman(first, second), 4)
 
 
 def _prepared(method: str, seed: int, changes: Mapping[str, object] | None) -> tuple[Run, Stream]:
