@@ -17,14 +17,16 @@ class Summary:
     a_inf: float | None  # mean accuracy on all tasks at the end
     a_m: float | None  # mean over t of the mean accuracy on the tasks seen by then
     bwt: float | None  # backward transfer: mean change from right after a task to the end; negative is forgetting
+    forgetting: float | None  # mean fall from the best there ever was on a task before the last to the end
 
 
 @typed
 def summarise(matrix: Matrix) -> Summary:
     """A_1 = mean_k a[k][k],  A_∞ = mean_k a[T−1][k],  A_m = mean_t mean_{k≤t} a[t][k],
-    BWT = mean_{k<T−1} (a[T−1][k] − a[k][k]).
+    BWT = mean_{k<T−1} (a[T−1][k] − a[k][k]),  forgetting = mean_{k<T−1} (max_{k≤t<T−1} a[t][k] − a[T−1][k]).
 
-    A number that needs an entry which is None is None; so is BWT with a single task.
+    Forgetting is Chaudhry et al.'s (ECCV 2018), and at least −BWT.  A number that needs an entry which is None is None;
+    so are BWT and forgetting with a single task.
 
     Raises:
         ValueError: when the matrix is empty, not square, or holds an accuracy outside 0…1.
@@ -43,7 +45,18 @@ def summarise(matrix: Matrix) -> Summary:
     last = list(matrix[-1])
     rows = [_mean(matrix[t][: t + 1]) for t in range(size)]
     changes = [None if a is None or b is None else a - b for a, b in zip(last[:-1], diagonal[:-1], strict=True)]
-    return Summary(_mean(diagonal), _mean(last), _mean(rows), _mean(changes) if changes else None)
+    bwt = _mean(changes) if changes else None
+    return Summary(_mean(diagonal), _mean(last), _mean(rows), bwt, _mean(_falls(matrix)) if size > 1 else None)
+
+
+def _falls(matrix: Matrix) -> list[float | None]:
+    """Return for each task but the last the fall from its best accuracy before the end to that at the end."""
+    falls: list[float | None] = []
+    for k, end in enumerate(matrix[-1][:-1]):
+        before = [matrix[t][k] for t in range(k, len(matrix) - 1)]
+        known = [value for value in before if value is not None]
+        falls.append(None if end is None or len(known) < len(before) else max(known) - end)
+    return falls
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

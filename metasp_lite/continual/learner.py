@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from metasp_lite.calculus.losses import Examples
+from metasp_lite.continual.draws import Draws
 from metasp_lite.continual.fields import check_types
 from metasp_lite.continual.streams import Stream, Task
 from metasp_lite.doors import typed
@@ -74,7 +75,7 @@ class Learner:
     def __init__(self, stream: Stream, recipe: Recipe, seed: int) -> None:
         """Build the network and the optimiser; ``seed`` decides the first weights and every draw of the run."""
         self.stream, self.recipe, self.seed = stream, recipe, seed
-        self.generator = torch.Generator().manual_seed(seed)  # all draws, on the CPU: the same on every device
+        self.draws = Draws.of(seed)
         self.model = self.new_network(seed)
         self.optimizer = self.new_optimizer(self.model)
         self._compiled: tuple[nn.Module, Callable[[Tensor], Tensor]] | None = None  # a network and what it became
@@ -106,19 +107,19 @@ class Learner:
             model.parameters(), lr=r.lr, momentum=r.momentum, weight_decay=r.weight_decay, nesterov=r.nesterov
         )
 
-    def augmented(self, images: Tensor) -> Tensor:
-        """Turn uint8 images ``(B, C, H, W)`` into network inputs, with crops and flips drawn anew."""
-        return self.stream.augmentation(images, self.generator)
+    def replayed(self, images: Tensor) -> Tensor:
+        """Turn remembered uint8 images ``(B, C, H, W)`` into network inputs, with crops and flips drawn anew."""
+        return self.stream.augmentation(images, self.draws.replays)
 
-    def batches(self, index: Tensor, size: int | None = None) -> list[Tensor]:
-        """Shuffle ``index (n,)`` and cut it into pieces of ``size`` (None: the recipe's); the last may be smaller."""
-        order = torch.randperm(len(index), generator=self.generator).to(index.device)
-        return list(index[order].split(size or self.recipe.batch)) if len(index) else []
+    def batches(self, index: Tensor) -> list[Tensor]:
+        """Shuffle ``index (n,)`` and cut it into batches of the recipe; the last may be smaller."""
+        return shuffled(index, self.recipe.batch, self.draws.order)
 
     def batch(self, index: Tensor) -> Batch:
         """Fetch the examples ``index (B,)``, augmented."""
         images = self.stream.images[index]
-        return Batch(index, images, self.stream.labels[index], self.augmented(images))
+        inputs = self.stream.augmentation(images, self.draws.crops)
+        return Batch(index, images, self.stream.labels[index], inputs)
 
     def loss(self, inputs: Tensor, labels: Tensor) -> Tensor:
         """Mean cross-entropy over all classes of the stream, ``()``."""
@@ -153,7 +154,7 @@ class Learner:
         return {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "generator": self.generator.get_state(),
+            "draws": self.draws.state_dict(),
             "task_number": self.task_number,
             "epoch": self.epoch,
         }
@@ -162,14 +163,20 @@ class Learner:
         """Go back to where ``state_dict`` was taken."""
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.generator.set_state(state["generator"])
+        self.draws.load_state_dict(state["draws"])
         self.task_number, self.epoch = state["task_number"], state["epoch"]
+
+
+def shuffled(index: Tensor, size: int, generator: torch.Generator) -> list[Tensor]:
+    """Shuffle ``index (n,)`` and cut it into pieces of ``size``; the last may be smaller."""
+    order = torch.randperm(len(index), generator=generator).to(index.device)
+    return list(index[order].split(size)) if len(index) else []
 
 
 @typed
 def rehearse(learner: Learner, batch: Batch, images: Tensor, labels: Tensor) -> Examples:
     """Join new examples and uint8 ``images`` from the memory into one set of inputs and labels, new first."""
-    return torch.cat([batch.inputs, learner.augmented(images)]), torch.cat([batch.labels, labels])
+    return torch.cat([batch.inputs, learner.replayed(images)]), torch.cat([batch.labels, labels])
 
 
 @contextmanager

@@ -48,7 +48,6 @@ class _State:
         }
 
     def load_state_dict(self, state: dict) -> None:
-        state["learner"]["generator"] = state["learner"]["generator"].cpu()
         self.learner.load_state_dict(state["learner"])
         self.method.load_state_dict(state["method"])
         self.progress = Progress(**state["progress"])

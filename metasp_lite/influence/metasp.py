@@ -4,6 +4,7 @@ Source: MetaSP, sections 4.2 and 4.3 and algorithm 1.  Negative influence helps:
 validation loss.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -31,45 +32,74 @@ _Variant = Callable[[Tensor, Tensor, Tensor, Tensor], Fusion]
 
 
 @typed
-def relative(stability: Tensor, plasticity: Tensor, stability_loss: Tensor, plasticity_loss: Tensor) -> Fusion:
+def relative(
+    stability: Tensor,
+    plasticity: Tensor,
+    stability_loss: Tensor,
+    plasticity_loss: Tensor,
+    *,
+    gamma: float | None = None,
+) -> Fusion:
     """One scale throughout: influences by E of (1/n) Σ (1 + E_i) ℓ(x_i), and the step E = −I*, so n·w = 1 − I*.
 
     A reading of eq. 12 in which E counts in plain weights (notebook 05), with the closed-form γ* (eq. 11).  Like
     ``mixed`` and ``printed`` it takes I_S and I_P ``(n,)`` as ``MetaSPStep`` has them and the two validation losses,
-    which it has no use for.  From one of the three to the next the correction n·w − 1 is n times as large; nothing else
-    differs.
+    which it has no use for; ``gamma`` replaces γ* by a fixed share.  From one of the three to the next the correction
+    n·w − 1 is n times as large; nothing else differs.
     """
-    gamma, fused = min_norm_pair(stability, plasticity)
-    return Fusion(gamma, fused, (1 - fused) / len(fused))
+    share, fused = _mixture(stability, plasticity, gamma)
+    return Fusion(share, fused, (1 - fused) / len(fused))
 
 
 @typed
-def mixed(stability: Tensor, plasticity: Tensor, stability_loss: Tensor, plasticity_loss: Tensor) -> Fusion:
+def mixed(
+    stability: Tensor,
+    plasticity: Tensor,
+    stability_loss: Tensor,
+    plasticity_loss: Tensor,
+    *,
+    gamma: float | None = None,
+) -> Fusion:
     """Two scales in one formula: influences by the relative E, subtracted from the absolute 1/n: w = 1/n − I*.
 
     No reading of the paper is this; its correction lies between those of ``relative`` and ``printed``.
     """
-    gamma, fused = min_norm_pair(stability, plasticity)
-    return Fusion(gamma, fused, 1 / len(fused) - fused)
+    share, fused = _mixture(stability, plasticity, gamma)
+    return Fusion(share, fused, 1 / len(fused) - fused)
 
 
 @typed
-def printed(stability: Tensor, plasticity: Tensor, stability_loss: Tensor, plasticity_loss: Tensor) -> Fusion:
+def printed(
+    stability: Tensor,
+    plasticity: Tensor,
+    stability_loss: Tensor,
+    plasticity_loss: Tensor,
+    *,
+    gamma: float | None = None,
+) -> Fusion:
     """Minimise ℓ(B) − I*ᵀL(B) as the paper prints it (eq. 12, appendices B and F): w = 1/n − I*.
 
     There the pseudo-update descends on ℓ(B) + EᵀL(B), whose mean ℓ(B) is divided by n and whose E is not: the
     influences are n times those of ``MetaSPStep``.  γ* (eq. 11) does not depend on the scale.
     """
-    gamma, fused = min_norm_pair(stability, plasticity)
+    share, fused = _mixture(stability, plasticity, gamma)
     fused = len(fused) * fused
-    return Fusion(gamma, fused, 1 / len(fused) - fused)
+    return Fusion(share, fused, 1 / len(fused) - fused)
 
 
 @typed
-def official(stability: Tensor, plasticity: Tensor, stability_loss: Tensor, plasticity_loss: Tensor) -> Fusion:
+def official(
+    stability: Tensor,
+    plasticity: Tensor,
+    stability_loss: Tensor,
+    plasticity_loss: Tensor,
+    *,
+    gamma: float | None = None,
+) -> Fusion:
     """Weigh as the authors' code does: each influence is first rescaled to the norm ℓ(V, θ').
 
-    Where one of the two is itself the shortest mixture, γ* = 0 or 1, the other keeps a share of 0.001.  Then
+    Where one of the two is itself the shortest mixture, γ* = 0 or 1, the other keeps a share of 0.001; ``gamma``
+    replaces γ* by a fixed share.  Then
     w = (1 − I*) / Σ(1 − I*).  Takes I_S and I_P ``(n,)`` and the two validation losses ``()`` after the pseudo-update.
     An influence that is zero everywhere stays zero.  With both losses at most ℓ < √n, no |w_i| is above
     (1 + ℓ) / (n − √n ℓ), since ‖I*‖ ≤ ℓ; beyond √n there is no bound.
@@ -89,9 +119,10 @@ def official(stability: Tensor, plasticity: Tensor, stability_loss: Tensor, plas
                 "rescales influences by it; add a constant to the loss, or use the variant 'relative'"
             )
     stability, plasticity = _rescaled(stability, stability_loss), _rescaled(plasticity, plasticity_loss)
-    gamma = min_norm_pair(stability, plasticity).gamma
-    gamma = torch.where((gamma == 0) | (gamma == 1), gamma.clamp(0.001, 0.999), gamma)
-    fused = gamma * stability + (1 - gamma) * plasticity
+    share, fused = _mixture(stability, plasticity, gamma)
+    if gamma is None:
+        share = torch.where((share == 0) | (share == 1), share.clamp(0.001, 0.999), share)
+        fused = share * stability + (1 - share) * plasticity
     total = (1 - fused).sum()
     if not total > 0:
         raise FloatingPointError(
@@ -99,7 +130,48 @@ def official(stability: Tensor, plasticity: Tensor, stability_loss: Tensor, plas
             f"{stability_loss.item():.3g} and {plasticity_loss.item():.3g} are too large for a batch of {len(fused)}; "
             "lower the learning rate, enlarge the batch or use the variant 'relative'"
         )
-    return Fusion(gamma, fused, (1 - fused) / total)
+    return Fusion(share, fused, (1 - fused) / total)
+
+
+@typed
+def dosed(
+    stability: Tensor,
+    plasticity: Tensor,
+    stability_loss: Tensor,
+    plasticity_loss: Tensor,
+    *,
+    dose: float,
+    gamma: float | None = None,
+) -> Fusion:
+    """Weigh by a chosen amount of influence: w ∝ max(0, 1 − c I*/sd(I*)), with Σ w = 1.
+
+    ``dose`` c ≥ 0 is in standard deviations of the batch's own I*, so that it means the same in every batch: at c = 0
+    all weights are 1/n, and the larger c, the more of the harmful are left out.  Where all I* are equal they tell no
+    example from another, and the weights are 1/n, too.  No variant of the paper; a probe of what influence is worth.
+
+    Raises:
+        ValueError: for a dose that is negative or no finite number.
+        FloatingPointError: when every example is harmful by more than sd/c, so that nothing keeps a weight.
+    """
+    if not 0 <= dose < math.inf:
+        raise ValueError(f"dose={dose} must be 0 or more, and finite")
+    share, fused = _mixture(stability, plasticity, gamma)
+    deviation = fused.std(correction=0)
+    equal = bool((fused == fused[0]).all())
+    kept = torch.ones_like(fused) if equal else (1 - dose * fused / deviation).clamp(min=0)
+    if not kept.sum() > 0:
+        raise FloatingPointError(f"at dose={dose} no example of the batch keeps a weight; lower the dose")
+    return Fusion(share, fused, kept / kept.sum())
+
+
+def _mixture(stability: Tensor, plasticity: Tensor, gamma: float | None) -> tuple[Tensor, Tensor]:
+    """γ and γ I_S + (1−γ) I_P: the shortest such vector (eq. 11), or with the γ that is given."""
+    shortest = min_norm_pair(stability, plasticity)
+    if gamma is None:
+        return shortest.gamma, shortest.point
+    if not 0 <= gamma <= 1:
+        raise ValueError(f"gamma={gamma} must be from 0, plasticity alone, to 1, stability alone")
+    return torch.full_like(shortest.gamma, gamma), gamma * stability + (1 - gamma) * plasticity
 
 
 def _rescaled(influence: Tensor, norm: Tensor) -> Tensor:
@@ -136,12 +208,12 @@ def metasp_gradient(
     """Compute the MetaSP step on ``batch`` without taking it; ``model`` and ``optimizer`` stay as they are.
 
     ``old`` and ``new`` are the validation sets V_old (from the memory) and V_new (from the new task).  ``variant``
-    turns influences into weights: ``official``, ``relative``, ``mixed`` or ``printed``; only those of the first have a
-    bound, and training with the others may run away.  The pseudo-update follows the optimiser's own rule, with its
-    momentum.  Batch-norm in training mode takes batch statistics in every pass, and each validation set is a batch of
-    its own.  Parameters that require no gradient stay where they are.  Cost for K = 1, in forward passes of an example:
-    9 for each of the batch and 3 for each of the validation sets.  Its slow twin is ``influences_by_autograd``
-    (``test_metasp_equals_by_autograd``).
+    turns influences into weights: ``official``, ``relative``, ``mixed``, ``printed`` or, with its dose given,
+    ``dosed``; only those of the first and the last have a bound, and training with the others may run away.  The
+    pseudo-update follows the optimiser's own rule, with its momentum.  Batch-norm in training mode takes batch
+    statistics in every pass, and each validation set is a batch of its own.  Parameters that require no gradient stay
+    where they are.  Cost for K = 1, in forward passes of an example: 9 for each of the batch and 3 for each of the
+    validation sets.  Its slow twin is ``influences_by_autograd`` (``test_metasp_equals_by_autograd``).
 
     Raises:
         ValueError: when a set is empty or its labels differ in number, when the optimiser is not SGD, lacks a

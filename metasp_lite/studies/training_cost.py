@@ -101,4 +101,4 @@ def _method_step(stream: Stream, network: str, name: str) -> Callable[[], object
 def _augmentation(stream: Stream, network: str) -> Callable[[], object]:
     """Return the augmentation of one step's 64 images."""
     learner = Learner(stream, Recipe(network, epochs=1), _SEED)
-    return lambda: learner.augmented(stream.images[:64])
+    return lambda: learner.replayed(stream.images[:64])

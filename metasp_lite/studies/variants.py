@@ -17,10 +17,10 @@ from metasp_lite.continual import grid, presets, streams
 from metasp_lite.continual.buffer import Memories
 from metasp_lite.continual.learner import Learner, evaluating
 from metasp_lite.continual.methods import Method
-from metasp_lite.continual.methods.metasp import MetaSP, MetaSPRehSel
+from metasp_lite.continual.methods.metasp import MetaSP
 from metasp_lite.continual.run import Run
 from metasp_lite.continual.streams import Stream
-from metasp_lite.continual.training import score, train
+from metasp_lite.continual.training import train
 from metasp_lite.influence import agreement
 
 _METHODS = (("er-late", None), *(("metasp", v) for v in ("official", "relative", "mixed", "printed")))
@@ -30,6 +30,24 @@ _TEN = tuple(range(1231, 1241))  # the paper's and five more
 _MEMORY = 200
 _WHAT = {"profile": "lite", "stream": "split-fashion-mnist"}
 _RIVALS = ("joint", "fine-tune", "er", "er-late", "metasp", "metasp-rehsel")  # joint first: its network judges memories
+
+_SETTINGS = ("class_incremental", "task_incremental")
+_SELECTIONS = [
+    {"clusters": clusters, "store": store, "drop": drop}
+    for clusters, store, drop in (
+        ("features", "influence", "influence"),  # RehSel
+        ("features", "influence", "chance"),
+        ("features", "chance", "influence"),
+        ("features", "chance", "chance"),
+        ("none", "influence", "influence"),  # no clusters
+        ("none", "chance", "influence"),  # what the authors' code does in effect
+        ("class", "chance", "chance"),  # MetaSP
+        ("features", "centre", "chance"),
+        ("class-features", "centre", "chance"),
+        ("features", "loss", "loss"),
+        ("class", "loss", "chance"),
+    )
+]
 
 _Row = dict[str, object]
 
@@ -66,7 +84,7 @@ def rivals(seeds: Iterable[int] = _TEN, changes: Mapping[str, object] | None = N
             judge = judge or inside.learner
             ends = {
                 f"{name}_{setting}": value if value is None else round(value, 6)
-                for setting in ("class_incremental", "task_incremental")
+                for setting in _SETTINGS
                 for name, value in result[setting].items()
             }
             memory = getattr(run.settings, "memory", None)
@@ -76,53 +94,16 @@ def rivals(seeds: Iterable[int] = _TEN, changes: Mapping[str, object] | None = N
 
 
 def selection(seeds: Iterable[int] = _TEN, changes: Mapping[str, object] | None = None) -> list[_Row]:
-    """Return a row for each run of RehSel as it is, and with chance in place of I* where it stores, drops, or both."""
+    """Return a row for each run with a rehearsal selection: RehSel, and RehSel taken apart (``RehSelSettings``)."""
     rows = []
     for seed in seeds:
-        for kind in (MetaSPRehSel, _StoresByChance, _DropsByChance, _SelectsByChance):
-            run, stream = _prepared("metasp-rehsel", seed, changes)
-            accuracies = dict(zip(("class_incremental", "task_incremental"), _learnt(kind, run, stream), strict=True))
-            by = {"stores_by": "chance", "drops_by": "chance"}
-            by |= {} if issubclass(kind, _StoresByChance) else {"stores_by": "I*"}
-            by |= {} if issubclass(kind, _DropsByChance) else {"drops_by": "I*"}
-            ends = {f"a_inf_{setting}": round(sum(row) / len(row), 6) for setting, row in accuracies.items()}
-            rows.append({**_WHAT, "memory": _MEMORY, "method": run.method, "seed": seed, **by, **ends})
+        for chosen in _SELECTIONS:
+            run, stream = _prepared("metasp-rehsel", seed, {**chosen, **(changes or {})})
+            with tempfile.TemporaryDirectory() as folder:
+                result = train(run, Path(folder) / "run", stream=stream, threads=1, progress_bar=False)
+            ends = {f"a_inf_{setting}": round(result[setting]["a_inf"], 6) for setting in _SETTINGS}
+            rows.append({**_WHAT, "memory": _MEMORY, "method": run.method, "seed": seed, **chosen, **ends})
     return rows
-
-
-class _StoresByChance(MetaSPRehSel):
-    """RehSel that takes any example of each cluster: no example has a score when the task's are chosen."""
-
-    def choose(self, learner: Learner, places: int) -> Tensor:
-        scores = self.influence
-        self.influence = torch.zeros_like(scores)
-        try:
-            return super().choose(learner, places)
-        finally:
-            self.influence = scores
-
-
-class _DropsByChance(MetaSPRehSel):
-    """RehSel that drops any stored example: all are equally harmful."""
-
-    def harm_of_stored(self, slots: Tensor) -> Tensor:
-        return torch.zeros(len(slots), device=slots.device)
-
-
-class _SelectsByChance(_StoresByChance, _DropsByChance):
-    """RehSel of which the clusters alone are left."""
-
-
-def _learnt(kind: type[Method], run: Run, stream: Stream) -> tuple[list[float], list[float]]:
-    """Train a method that has no name in METHODS, as ``train`` does; return the accuracies after the last task."""
-    learner = Learner(stream, run.recipe, run.seed)
-    method = kind(learner, run.settings)
-    for learner.task_number in range(len(stream.tasks)):
-        for learner.epoch in range(run.recipe.epochs):
-            for index in learner.batches(learner.task.train):
-                method.step(learner, learner.batch(index))
-        method.end_task(learner)
-    return score(learner)
 
 
 class _Inside:

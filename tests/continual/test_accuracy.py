@@ -1,4 +1,4 @@
-"""Accuracy matrices: the four numbers are the formulas', and the paper's own tables obey them."""
+"""Accuracy matrices: the five numbers are the formulas', and the paper's own tables obey them."""
 
 import itertools
 
@@ -14,6 +14,13 @@ def test_three_tasks_by_hand():
     assert summary.a_inf == pytest.approx((0.3 + 0.4 + 0.7) / 3)
     assert summary.a_m == pytest.approx((0.9 + 0.65 + 1.4 / 3) / 3)
     assert summary.bwt == pytest.approx(((0.3 - 0.9) + (0.4 - 0.8)) / 2)
+    assert summary.forgetting == pytest.approx(-summary.bwt)  # nothing rose in between
+
+
+def test_forgetting_counts_from_the_best_there_ever_was_before_the_end():
+    rows = [[0.5, None, None], [0.9, 0.8, None], [0.6, 0.85, 0.7]]
+    assert summarise(rows).forgetting == pytest.approx(((0.9 - 0.6) + (0.8 - 0.85)) / 2)
+    assert summarise(rows).bwt == pytest.approx(((0.6 - 0.5) + (0.85 - 0.8)) / 2)
 
 
 @pytest.mark.parametrize("size", [2, 3, 5, 10])
@@ -25,10 +32,12 @@ def test_a_random_matrix_by_numpy(size):
         a[-1].mean(),
         ((a * lower).sum(axis=1) / lower.sum(axis=1)).mean(),
         (a[-1] - a.diagonal())[:-1].mean(),
+        ((a * lower)[:-1, :-1].max(axis=0) - a[-1, :-1]).mean(),
     )
     summary = summarise(a.tolist())
     # Sums of at most ten numbers below 1.
-    np.testing.assert_allclose([summary.a1, summary.a_inf, summary.a_m, summary.bwt], expected, rtol=0, atol=1e-15 * 10)
+    found = [summary.a1, summary.a_inf, summary.a_m, summary.bwt, summary.forgetting]
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-15 * 10)
 
 
 def test_what_lies_above_the_diagonal_says_nothing():
@@ -37,12 +46,12 @@ def test_what_lies_above_the_diagonal_says_nothing():
 
 
 def test_one_task_has_no_backward_transfer():
-    assert summarise([[0.25]]) == Summary(0.25, 0.25, 0.25, None)
+    assert summarise([[0.25]]) == Summary(0.25, 0.25, 0.25, None, None)
 
 
 def test_nothing_forgotten_and_all_forgotten():
-    assert summarise([[1.0, None], [1.0, 1.0]]) == Summary(1.0, 1.0, 1.0, 0.0)
-    assert summarise([[1.0, None], [0.0, 1.0]]) == Summary(1.0, 0.5, 0.75, -1.0)
+    assert summarise([[1.0, None], [1.0, 1.0]]) == Summary(1.0, 1.0, 1.0, 0.0, 0.0)
+    assert summarise([[1.0, None], [0.0, 1.0]]) == Summary(1.0, 0.5, 0.75, -1.0, 1.0)
 
 
 # which numbers need which entry (row, column) of a matrix of three tasks
@@ -51,6 +60,7 @@ NEEDS = {
     "a_inf": {(2, 0), (2, 1), (2, 2)},
     "a_m": {(0, 0), (1, 0), (1, 1), (2, 0), (2, 1), (2, 2)},
     "bwt": {(0, 0), (1, 1), (2, 0), (2, 1)},
+    "forgetting": {(0, 0), (1, 0), (1, 1), (2, 0), (2, 1)},
 }
 
 
@@ -65,7 +75,7 @@ def test_a_number_is_none_where_an_entry_that_it_needs_is(missing):
 
 
 def test_joint_training_has_its_end_alone():
-    assert summarise([[None, None], [0.5, 0.75]]) == Summary(None, 0.625, None, None)
+    assert summarise([[None, None], [0.5, 0.75]]) == Summary(None, 0.625, None, None, None)
 
 
 @pytest.mark.parametrize(

@@ -5,11 +5,12 @@ import shutil
 
 import pytest
 import torch
-from helpers.made_up_streams import noise_stream, same
+from helpers.made_up_streams import noise_stream, same, same_state
 from torch import nn
 from torch.nn import functional as F
 
-from metasp_lite.continual.learner import Learner, Recipe, rehearse
+from metasp_lite.continual.draws import Draws
+from metasp_lite.continual.learner import Learner, Recipe, rehearse, shuffled
 from metasp_lite.networks import NETWORKS
 
 RULES = {
@@ -63,19 +64,20 @@ def test_the_optimizer_follows_the_recipe(rule):
     assert [id(p) for p in group["params"]] == [id(p) for p in learner.model.parameters()]
 
 
-@pytest.mark.parametrize("size", [None, 1, 7, 20, 100])
+@pytest.mark.parametrize("size", [1, 6, 7, 20, 100])
 def test_batches_cover_all_once_in_an_order_of_chance(size):
     learner = Learner(noise_stream(), Recipe("mlp", 1, batch=6), seed=0)
     index = torch.arange(100, 120)
-    pieces = learner.batches(index, size)
+    pieces = shuffled(index, size, learner.draws.order)
     lengths = [len(piece) for piece in pieces]
-    assert lengths[:-1] == [size or 6] * (len(pieces) - 1)
-    assert 0 < lengths[-1] <= (size or 6)
+    assert lengths[:-1] == [size] * (len(pieces) - 1)
+    assert 0 < lengths[-1] <= size
     assert sorted(torch.cat(pieces).tolist()) == index.tolist()
     assert torch.cat(pieces).tolist() != index.tolist()
-    assert torch.cat(learner.batches(index, size)).tolist() != torch.cat(pieces).tolist()
-    again = Learner(noise_stream(), Recipe("mlp", 1, batch=6), seed=0)
-    assert torch.equal(torch.cat(again.batches(index, size)), torch.cat(pieces))
+    assert torch.cat(shuffled(index, size, learner.draws.order)).tolist() != torch.cat(pieces).tolist()
+    again = Learner(noise_stream(), Recipe("mlp", 1, batch=size), seed=0)
+    assert torch.equal(torch.cat(again.batches(index)), torch.cat(pieces))
+    assert [len(piece) for piece in again.batches(index)] == lengths
 
 
 def test_nothing_has_no_batches():
@@ -90,7 +92,7 @@ def test_a_batch_holds_what_lies_at_its_places():
     assert torch.equal(batch.places, index)
     assert torch.equal(batch.images, stream.images[index])
     assert torch.equal(batch.labels, stream.labels[index])
-    assert torch.equal(batch.inputs, stream.augmentation(stream.images[index], torch.Generator().manual_seed(3)))
+    assert torch.equal(batch.inputs, stream.augmentation(stream.images[index], Draws.of(3).crops))
 
 
 def test_rehearsal_puts_new_examples_first_and_draws_crops_for_the_remembered_ones():
@@ -98,9 +100,7 @@ def test_rehearsal_puts_new_examples_first_and_draws_crops_for_the_remembered_on
     learner = Learner(stream, Recipe("mlp", 1), seed=3)
     batch = learner.batch(torch.tensor([50, 3]))
     inputs, labels = rehearse(learner, batch, stream.images[:3], stream.labels[[9, 19, 29]])
-    draw = torch.Generator().manual_seed(3)
-    stream.augmentation(stream.images[:2], draw)  # what the batch drew
-    assert torch.equal(inputs, torch.cat([batch.inputs, stream.augmentation(stream.images[:3], draw)]))
+    assert torch.equal(inputs, torch.cat([batch.inputs, stream.augmentation(stream.images[:3], Draws.of(3).replays)]))
     assert labels.tolist() == [5, 0, 0, 1, 2]
 
 
@@ -170,7 +170,7 @@ def test_a_restored_learner_goes_on_bit_for_bit(rule):
     follow(learner)
     follow(other)
     assert same(other.model, learner.model)
-    assert torch.equal(other.generator.get_state(), learner.generator.get_state())
+    assert same_state(other.draws.state_dict(), learner.draws.state_dict())
 
 
 FAST = {"channels_last": True, "bf16": True}

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from helpers.made_up_streams import same_state
 from helpers.tiny_stream import SAME, Stopped, run_on, stop_at
 
 from metasp_lite.continual import place, training
@@ -16,17 +17,6 @@ from metasp_lite.continual.learner import Learner
 from metasp_lite.continual.methods import METHODS
 from metasp_lite.continual.methods.base import Method
 from metasp_lite.continual.methods.replay import FineTune
-
-
-def same(a: object, b: object) -> bool:
-    """Whether two states are equal to the last bit."""
-    if isinstance(a, torch.Tensor):
-        return a.dtype == b.dtype and torch.equal(a, b)
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
-    if isinstance(a, list | tuple):
-        return len(a) == len(b) and all(map(same, a, b))
-    return a == b
 
 
 def copied(state: object) -> object:
@@ -63,7 +53,7 @@ def test_a_run_stopped_after_every_epoch_ends_as_if_it_had_not_been(method, fold
     assert stops >= 5
     assert found["resumed"] == stops
     assert {key: found[key] for key in SAME} == {key: expected[key] for key in SAME}
-    assert same(pieces, whole)
+    assert same_state(pieces, whole)
     assert sorted(path.name for path in (tmp_path / "pieces").iterdir()) == ["lock", "result.json"]
 
 
@@ -102,14 +92,14 @@ def test_evaluation_never_changes_training(folder, stream, tmp_path):
         before = copied(learner.state_dict())
         for _ in range(3):
             training.score(learner)
-        assert same(learner.state_dict(), before)
+        assert same_state(learner.state_dict(), before)
         assert learner.model.training
 
     plain, scored, run = {}, {}, run_on(folder, "metasp")
     expected = training.train(run, tmp_path / "plain", stream=stream, watch=keep_last(plain))
     found = training.train(run, tmp_path / "scored", stream=stream, watch=keep_last(scored, look))
     assert {key: found[key] for key in SAME} == {key: expected[key] for key in SAME}
-    assert same(scored, plain)
+    assert same_state(scored, plain)
 
 
 def test_scores_are_those_of_single_images(folder, stream, tmp_path):
@@ -216,7 +206,7 @@ def test_weights_that_the_last_step_ruins_are_neither_scored_nor_stored(folder, 
     monkeypatch.setitem(METHODS, "fine-tune", Ruined)
     with pytest.raises(FloatingPointError, match="the weights are no longer finite in task 2, epoch 3; in another"):
         training.train(run_on(folder, "fine-tune"), tmp_path, stream=stream)
-    assert same(list(tmp_path.glob("result*")), [])
+    assert same_state(list(tmp_path.glob("result*")), [])
     kept = torch.load(tmp_path / "checkpoint.pt", weights_only=True)["state"]["learner"]
     assert kept["task_number"] == 1
     assert all(bool(value.isfinite().all()) for value in kept["model"].values())

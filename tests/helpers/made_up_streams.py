@@ -51,6 +51,17 @@ def same(model, other):
     return mine.keys() == yours.keys() and all(torch.equal(mine[name], yours[name]) for name in mine)
 
 
+def same_state(a, b):
+    """Whether two states are equal to the last bit."""
+    if isinstance(a, torch.Tensor):
+        return a.dtype == b.dtype and torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same_state(a[key], b[key]) for key in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(map(same_state, a, b))
+    return a == b
+
+
 def memory_after_each_task(stream, method, learner):
     """Yield, after each task, the examples by slot as they were and as they are: {slot: example}."""
 

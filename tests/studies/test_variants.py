@@ -95,16 +95,13 @@ def test_what_was_seen_inside_is_what_a_watcher_of_the_same_runs_finds(tmp_path)
     assert rows["fine-tune"]["wrong_by_joint"] is rows["er"]["size_and_loss"] is None
 
 
-def test_selection_taken_apart_begins_with_rehsel_as_it_is(tmp_path):
+def test_selection_taken_apart_holds_rehsel_metasp_and_what_lies_between(tmp_path):
     rows = variants.selection([7], FEW)
-    assert [(row["stores_by"], row["drops_by"]) for row in rows] == [
-        ("I*", "I*"),
-        ("chance", "I*"),
-        ("I*", "chance"),
-        ("chance", "chance"),
-    ]
-    result, _ = alone("metasp-rehsel", tmp_path)
-    for setting in ("class_incremental", "task_incremental"):
-        ends = [row[f"a_inf_{setting}"] for row in rows]
-        assert ends[0] == pytest.approx(result[setting]["a_inf"], abs=1e-6)
-    assert len({row["a_inf_class_incremental"] for row in rows}) == 4  # each part makes a difference here
+    arms = {(row["clusters"], row["store"], row["drop"]): row for row in rows}
+    assert len(arms) == len(rows) == 11
+    same_as = {("features", "influence", "influence"): "metasp-rehsel", ("class", "chance", "chance"): "metasp"}
+    for arm, method in same_as.items():
+        result, _ = alone(method, tmp_path)
+        for setting in ("class_incremental", "task_incremental"):
+            assert arms[arm][f"a_inf_{setting}"] == pytest.approx(result[setting]["a_inf"], abs=1e-6)
+    assert len({row["a_inf_class_incremental"] for row in rows}) >= 9  # the parts make a difference here

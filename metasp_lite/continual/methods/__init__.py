@@ -5,9 +5,10 @@ from metasp_lite.continual.methods.gdumb import GDumb
 from metasp_lite.continual.methods.gem import AGEM, GEM
 from metasp_lite.continual.methods.gmed import GMED
 from metasp_lite.continual.methods.hal import HAL
-from metasp_lite.continual.methods.metasp import MetaSP, MetaSPRehSel
+from metasp_lite.continual.methods.metasp import MetaSP
 from metasp_lite.continual.methods.mir_gss import GSS, MIR
 from metasp_lite.continual.methods.replay import ER, ERLate, FineTune, Joint
+from metasp_lite.continual.methods.selection import MetaSPRehSel
 
 __all__ = ["METHODS", "Method"]
 

@@ -112,7 +112,7 @@ class Rehearsal(Method[M_co]):
     def offer(self, learner: Learner, batch: Batch) -> None:
         """Let reservoir sampling see the batch, once: in the task's first epoch."""
         if learner.epoch == 0:
-            self.buffer.reservoir(batch.images, batch.labels, learner.task_number, learner.generator)
+            self.buffer.reservoir(batch.images, batch.labels, learner.task_number, learner.draws.storing)
 
     def state_dict(self) -> dict[str, object]:
         """Return the memory."""

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from metasp_lite.calculus.checks import check_finite
-from metasp_lite.continual.learner import Batch, Learner
+from metasp_lite.continual.learner import Batch, Learner, shuffled
 from metasp_lite.continual.methods.base import MemorySettings, Rehearsal
 
 
@@ -49,7 +49,7 @@ class GDumb(Rehearsal[GDumbSettings]):
         """Put each example of the batch where the greedy rule says; of two in one slot the later stays."""
         held, places = self.buffer.labels.tolist(), {}
         for i, label in enumerate(batch.labels.tolist()):
-            slot = greedy_slot(held, label, learner.generator)
+            slot = greedy_slot(held, label, learner.draws.storing)
             if slot is not None:
                 held[slot] = label
                 places[slot] = i
@@ -59,15 +59,15 @@ class GDumb(Rehearsal[GDumbSettings]):
     def end_task(self, learner: Learner) -> None:
         """Train a network with fresh weights on the memory, and put it in the place of the last one."""
         epochs = self.settings.dumb_epochs
-        seed = int(torch.randint(0, 2**31 - 1, (), generator=learner.generator))
+        seed = int(torch.randint(0, 2**31 - 1, (), generator=learner.draws.own))
         learner.model = learner.new_network(seed)
         learner.optimizer = learner.new_optimizer(learner.model)
         for epoch in range(epochs):
             for group in learner.optimizer.param_groups:
                 group["lr"] = learner.recipe.lr * (1 + math.cos(math.pi * epoch / epochs)) / 2
-            for slots in learner.batches(self.buffer.filled, self.settings.memory_batch):
+            for slots in shuffled(self.buffer.filled, self.settings.memory_batch, learner.draws.memory):
                 kept = self.buffer.read(slots)
-                loss = learner.descend(learner.loss(learner.augmented(kept.images), kept.labels))
+                loss = learner.descend(learner.loss(learner.replayed(kept.images), kept.labels))
             check_finite(loss, "the loss on the memory")
 
 

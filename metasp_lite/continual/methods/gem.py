@@ -61,7 +61,7 @@ class _TaskMemory(Rehearsal[M_co]):
         """Store the task's share."""
         stream, train = learner.stream, learner.task.train
         count = min(self.share, len(train))
-        chosen = train[balanced_choice(stream.labels[train], count, None, learner.generator)]
+        chosen = train[balanced_choice(stream.labels[train], count, None, learner.draws.storing)]
         self.buffer.put(self.buffer.free[:count], stream.images[chosen], stream.labels[chosen], learner.task_number)
 
 
@@ -90,10 +90,10 @@ class GEM(_TaskMemory[GEMSettings]):
         """∇ of the mean loss on what is remembered of ``task``, ``(P,)``."""
         slots = (self.buffer.tasks == task).nonzero()[:, 0]
         if len(slots) > self.settings.memory_batch:
-            order = torch.randperm(len(slots), generator=learner.generator)[: self.settings.memory_batch]
+            order = torch.randperm(len(slots), generator=learner.draws.memory)[: self.settings.memory_batch]
             slots = slots[order.to(slots.device)]
         kept = self.buffer.read(slots)
-        return learner.gradient(learner.loss(learner.augmented(kept.images), kept.labels))
+        return learner.gradient(learner.loss(learner.replayed(kept.images), kept.labels))
 
 
 class AGEM(_TaskMemory[MemorySettings]):
@@ -108,8 +108,8 @@ class AGEM(_TaskMemory[MemorySettings]):
         """Descend on the new examples alone, without raising the loss of a batch from the memory."""
         if not len(self.buffer):
             return plain_step(learner, batch)
-        kept = self.buffer.sample(self.settings.memory_batch, learner.generator)
-        reference = learner.gradient(learner.loss(learner.augmented(kept.images), kept.labels))
+        kept = self.buffer.sample(self.settings.memory_batch, learner.draws.memory)
+        reference = learner.gradient(learner.loss(learner.replayed(kept.images), kept.labels))
         loss = learner.loss(batch.inputs, batch.labels)
         learner.apply(project_a_gem(learner.gradient(loss), reference))
         return loss.detach()

@@ -59,7 +59,7 @@ class GMED(Rehearsal[GMEDSettings]):
             loss = plain_step(learner, batch)
         else:
             model, s = learner.model, self.settings
-            kept = self.buffer.sample(s.memory_batch, learner.generator)
+            kept = self.buffer.sample(s.memory_batch, learner.draws.memory)
             now: dict[str, Tensor] = dict(model.named_parameters())
             moved = virtual_step(learner, (batch.inputs, batch.labels))
             inputs = learner.stream.augmentation.normalise(self.pixels(learner, kept))
@@ -84,7 +84,7 @@ class GMED(Rehearsal[GMEDSettings]):
     def offer(self, learner: Learner, batch: Batch) -> None:
         """Let reservoir sampling see the batch in the task's first epoch; a new example begins unedited."""
         if learner.epoch == 0:
-            slots = self.buffer.reservoir(batch.images, batch.labels, learner.task_number, learner.generator)
+            slots = self.buffer.reservoir(batch.images, batch.labels, learner.task_number, learner.draws.storing)
             self.changes[slots[slots >= 0]] = 0
 
     def state_dict(self) -> dict[str, object]:

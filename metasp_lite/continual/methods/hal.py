@@ -11,7 +11,7 @@ from torch.func import functional_call
 
 from metasp_lite.calculus.checks import check_finite
 from metasp_lite.calculus.losses import cross_entropy
-from metasp_lite.continual.learner import Batch, Learner, evaluating, rehearse
+from metasp_lite.continual.learner import Batch, Learner, evaluating, rehearse, shuffled
 from metasp_lite.continual.methods.base import MemorySettings, Rehearsal, features_of, virtual_step
 
 
@@ -64,7 +64,7 @@ class HAL(Rehearsal[HALSettings]):
 
     def step(self, learner: Learner, batch: Batch) -> Tensor:
         """Descend on new and remembered examples and on how far the step would move the logits at the anchors."""
-        kept = self.buffer.sample(self.settings.memory_batch, learner.generator)
+        kept = self.buffer.sample(self.settings.memory_batch, learner.draws.memory)
         examples = rehearse(learner, batch, kept.images, kept.labels)
         moved = virtual_step(learner, examples) if len(self.anchors) else None
         loss = total = learner.loss(*examples)
@@ -80,7 +80,7 @@ class HAL(Rehearsal[HALSettings]):
         labels = torch.tensor(list(learner.task.classes), device=train.device)
         features, of_class = features_of(learner, train), stream.labels[train] == labels[:, None]
         centres = torch.stack([features[members].mean(dim=0) for members in of_class])
-        begin = torch.stack([learner.batches(train[members], 1)[0][0] for members in of_class])
+        begin = torch.stack([shuffled(train[members], 1, learner.draws.own)[0][0] for members in of_class])
         anchors = stream.augmentation.normalise(stream.images[begin])
         tuned = self.tuned(learner)
         with evaluating(learner.model), evaluating(tuned):
@@ -99,10 +99,11 @@ class HAL(Rehearsal[HALSettings]):
         earlier = (self.buffer.tasks[self.buffer.filled] < learner.task_number).nonzero()[:, 0]
         slots = self.buffer.filled[earlier] if len(earlier) else self.buffer.filled
         for _ in range(self.settings.tuning_epochs):
-            for piece in learner.batches(slots, self.settings.memory_batch):
+            for piece in shuffled(slots, self.settings.memory_batch, learner.draws.own):
                 kept = self.buffer.read(piece)
                 optimizer.zero_grad()
-                cross_entropy(model(learner.augmented(kept.images)), kept.labels).mean().backward()
+                inputs = learner.stream.augmentation(kept.images, learner.draws.own)
+                cross_entropy(model(inputs), kept.labels).mean().backward()
                 optimizer.step()
         return model
 

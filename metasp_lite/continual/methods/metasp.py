@@ -1,20 +1,22 @@
 """MetaSP: each example of a batch weighted by what it does to old and new validation examples."""
 
-import warnings
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from functools import partial
+from typing import ClassVar, TypeVar
 
 import torch
-from threadpoolctl import threadpool_limits
 from torch import Tensor
 
-from metasp_lite.continual.learner import Batch, Learner, rehearse
-from metasp_lite.continual.methods.base import features_of, plain_step
+from metasp_lite.continual.learner import Batch, Learner, rehearse, shuffled
+from metasp_lite.continual.methods.base import plain_step
 from metasp_lite.continual.methods.replay import ERLate, LateSettings
 from metasp_lite.influence import metasp
 
-_VARIANTS = {f.__name__: f for f in (metasp.official, metasp.relative, metasp.mixed, metasp.printed)}
+_VARIANTS: dict[str, Callable[..., metasp.Fusion]] = {
+    f.__name__: f for f in (metasp.official, metasp.relative, metasp.mixed, metasp.printed, metasp.dosed)
+}
 
 
 @dataclass(frozen=True)
@@ -26,9 +28,12 @@ class MetaSPSettings(LateSettings):
     finite (notebook 06).
     """
 
-    variant: str = "official"  # of the weights: official (the authors' code), relative, mixed or printed (eq. 12)
+    variant: str = "official"  # of the weights: official (the authors' code), relative, mixed, printed or dosed
     pseudo_steps: int = 1  # K
     validation: int = 0  # examples in each validation set; 0 for |M|/10
+    gamma: float | None = None  # a fixed share of stability in I*; None for γ*
+    dose: float | None = None  # of influence, of variant=dosed alone
+    permuted: bool = False  # whether chance deals the weights out to the batch: a control
 
     def __post_init__(self) -> None:
         """Refuse variants that do not exist."""
@@ -37,6 +42,12 @@ class MetaSPSettings(LateSettings):
             raise ValueError(f"variant={self.variant!r} does not exist; give one of: {', '.join(_VARIANTS)}")
         if self.pseudo_steps < 1 or self.validation < 0:
             raise ValueError(f"pseudo_steps={self.pseudo_steps} must be at least 1, validation={self.validation} 0")
+        if self.gamma is not None and not 0 <= self.gamma <= 1:
+            raise ValueError(f"gamma={self.gamma} must be from 0, plasticity alone, to 1, stability alone")
+        if (self.variant == "dosed") != (self.dose is not None):
+            raise ValueError(f"dose={self.dose} and variant={self.variant}: dosed needs a dose, no other has one")
+        if self.dose is not None and not 0 <= self.dose < math.inf:
+            raise ValueError(f"dose={self.dose} must be 0 or more, and finite")
 
     @property
     def validation_size(self) -> int:
@@ -44,7 +55,10 @@ class MetaSPSettings(LateSettings):
         return self.validation or max(self.memory // 10, 1)
 
 
-class MetaSP(ERLate[MetaSPSettings]):
+_M_co = TypeVar("_M_co", bound=MetaSPSettings, covariant=True)
+
+
+class MetaSP(ERLate[_M_co]):
     """Weigh new and remembered examples by their fused influence on stability and plasticity.
 
     What differs from the authors' code: remembered examples are cropped and flipped anew at each rehearsal, and the
@@ -53,102 +67,63 @@ class MetaSP(ERLate[MetaSPSettings]):
 
     paper = "Sun et al., Exploring Example Influence in Continual Learning, NeurIPS 2022 (Ours)"
     Settings = MetaSPSettings
-    columns: ClassVar[tuple[str, ...]] = ("influence", "scored")  # sum of I* and how often it was taken
+    columns: ClassVar[tuple[str, ...]] = ("influence", "loss", "scored")  # sums of I* and ℓ, how often they were taken
 
-    def __init__(self, learner: Learner, settings: MetaSPSettings) -> None:
+    def __init__(self, learner: Learner, settings: _M_co) -> None:
         """Prepare the memory and the scores of the stream's own examples."""
         super().__init__(learner, settings)
         self.influence = torch.zeros(len(learner.stream.labels), device=learner.stream.labels.device)
-        self.scored = torch.zeros_like(self.influence)
+        self.loss, self.scored = torch.zeros_like(self.influence), torch.zeros_like(self.influence)
         self.last_step: metasp.MetaSPStep | None = None  # for whoever watches
 
     def step(self, learner: Learner, batch: Batch) -> Tensor:
         """Take a plain step in the early epochs, then MetaSP's."""
         if not self.rehearses(learner):
             return plain_step(learner, batch)
-        kept = self.buffer.sample(self.settings.memory_batch, learner.generator)
+        kept = self.buffer.sample(self.settings.memory_batch, learner.draws.memory)
         size, stream = self.settings.validation_size, learner.stream
-        old = self.buffer.sample(size, learner.generator)
-        new = learner.batches(learner.task.train, size)[0]
+        old = self.buffer.sample(size, learner.draws.validation)
+        new = shuffled(learner.task.train, size, learner.draws.validation)[0]
         self.last_step = metasp.metasp_step(
             learner.model,
             learner.optimizer,
             rehearse(learner, batch, kept.images, kept.labels),
             (stream.augmentation.normalise(old.images), old.labels),
             (stream.augmentation.normalise(stream.images[new]), stream.labels[new]),
-            variant=_VARIANTS[self.settings.variant],
+            variant=self.weights(learner),
             pseudo_steps=self.settings.pseudo_steps,
         )
-        fused = self.last_step.fusion.influence
-        self.influence[batch.places] += fused[: len(batch.places)]
-        self.scored[batch.places] += 1
-        self.buffer.columns["influence"][kept.slots] += fused[len(batch.places) :]
-        self.buffer.columns["scored"][kept.slots] += 1
+        ones = torch.ones_like(self.last_step.losses)
+        scores = {"influence": self.last_step.fusion.influence, "loss": self.last_step.losses, "scored": ones}
+        for name, values in scores.items():
+            getattr(self, name)[batch.places] += values[: len(batch.places)]
+            self.buffer.columns[name][kept.slots] += values[len(batch.places) :]
         return self.last_step.losses.mean()
+
+    def weights(self, learner: Learner) -> Callable[..., metasp.Fusion]:
+        """Return what turns influences into weights, by the settings."""
+        s = self.settings
+        chosen = {"gamma": s.gamma} | ({} if s.dose is None else {"dose": s.dose})
+        variant: Callable[..., metasp.Fusion] = partial(_VARIANTS[s.variant], **chosen)
+
+        def dealt_out(*influences_and_losses: Tensor) -> metasp.Fusion:
+            fusion = variant(*influences_and_losses)
+            order = torch.randperm(len(fusion.weights), generator=learner.draws.own).to(fusion.weights.device)
+            return fusion._replace(weights=fusion.weights[order])
+
+        return dealt_out if s.permuted else variant
 
     def remedies(self) -> list[str]:
         """Name the bounded weights where the others are in use."""
-        return [*super().remedies(), *(["variant=official"] if self.settings.variant != "official" else [])]
+        bounded = self.settings.variant in ("official", "dosed")
+        return [*super().remedies(), *([] if bounded else ["variant=official"])]
 
     def state_dict(self) -> dict[str, object]:
         """Return the memory and the scores."""
-        return {**super().state_dict(), "influence": self.influence, "scored": self.scored}
+        return {**super().state_dict(), **{name: getattr(self, name) for name in self.columns}}
 
     def load_state_dict(self, state: Mapping) -> None:
         """Restore the memory and the scores."""
         super().load_state_dict(state)
-        self.influence.copy_(state["influence"])
-        self.scored.copy_(state["scored"])
-
-
-class MetaSPRehSel(MetaSP):
-    """MetaSP with rehearsal selection: store from each cluster what helps most, drop what harms most.
-
-    The paper does not say what is clustered.  Here it is the features before the last layer; the authors' code takes
-    the raw pixels.  That code ranks by mean I*, too, but then looks the ranks up in another order, so that what it
-    stores is drawn at random; here the ranking counts.
-    """
-
-    paper = "Sun et al., Exploring Example Influence in Continual Learning, NeurIPS 2022 (Ours+RehSel)"
-
-    def harm_of_stored(self, slots: Tensor) -> Tensor:
-        """Return the mean I* of the stored examples."""
-        return mean_influence(self.buffer.columns["influence"][slots], self.buffer.columns["scored"][slots])
-
-    def choose(self, learner: Learner, places: int) -> Tensor:
-        """Choose one example of each of ``places`` clusters of the task's features (the paper does not say of what)."""
-        train = learner.task.train
-        features = features_of(learner, train)
-        harm = mean_influence(self.influence[train], self.scored[train])
-        return train[one_of_each_cluster(features, harm, places, learner.generator).to(train.device)]
-
-
-def mean_influence(total: Tensor, count: Tensor) -> Tensor:
-    """Mean I* of each example ``(n,)``; one that was never scored counts as neutral, 0, neither helpful nor harmful."""
-    return total / count.clamp(min=1)
-
-
-def one_of_each_cluster(features: Tensor, harm: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """Choose ``count`` examples: of each k-means cluster of ``features (n, F)`` the one with the lowest ``harm (n,)``.
-
-    Equal harm is decided by chance.  Where k-means finds fewer clusters (equal features), the rest is filled with the
-    lowest harm of all.  Returns ``(count,)`` different positions, on the CPU.
-    """
-    if count == 0:
-        return torch.zeros(0, dtype=torch.int64)
-    from sklearn.cluster import KMeans  # here, because it takes a second that all other methods can save
-    from sklearn.exceptions import ConvergenceWarning
-
-    seed = int(torch.randint(0, 2**31 - 1, (), generator=generator))
-    # one thread: scikit-learn's are not torch's, and another number rounds differently
-    with warnings.catch_warnings(), threadpool_limits(1):
-        warnings.simplefilter("ignore", ConvergenceWarning)  # fewer distinct features than clusters: see above
-        clusters = KMeans(count, n_init=1, random_state=seed).fit_predict(features.double().cpu().numpy())
-    shuffled = torch.randperm(len(harm), generator=generator)
-    order = shuffled[harm.cpu()[shuffled].argsort(stable=True)].tolist()
-    best: dict[int, int] = {}  # of each cluster
-    for position in order:
-        best.setdefault(int(clusters[position]), position)
-    chosen = set(best.values())
-    rest = [position for position in order if position not in chosen]
-    return torch.tensor([*best.values(), *rest][:count])
+        for name in self.columns:
+            getattr(self, name).copy_(state[name])

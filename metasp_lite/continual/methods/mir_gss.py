@@ -48,7 +48,7 @@ class MIR(Rehearsal[MIRSettings]):
         if not len(self.buffer):
             loss = plain_step(learner, batch)
         else:
-            candidates = self.buffer.sample(self.settings.candidates, learner.generator)
+            candidates = self.buffer.sample(self.settings.candidates, learner.draws.memory)
             examples = learner.stream.augmentation.normalise(candidates.images), candidates.labels
             moved = virtual_step(learner, (batch.inputs, batch.labels))
             with torch.no_grad():
@@ -109,13 +109,13 @@ class GSS(ER[GSSSettings]):
             return
         scores = torch.ones(len(batch.labels))  # with nothing to compare with: as if at a right angle
         if len(self.buffer):
-            compared = self.buffer.sample(self.settings.compared, learner.generator)
+            compared = self.buffer.sample(self.settings.compared, learner.draws.own)
             references = _example_gradients(learner, compared.images, compared.labels)
             size = max(2**26 // references.shape[1], 1)  # as many gradients at a time as take 256 MiB
             pieces = zip(batch.images.split(size), batch.labels.split(size), strict=True)
             scores = torch.cat([cosine_scores(_example_gradients(learner, *p), references) for p in pieces]).cpu()
         stored = self.buffer.columns["score"]
-        placed = greedy_placement(stored.cpu(), self.buffer.free, scores, learner.generator)
+        placed = greedy_placement(stored.cpu(), self.buffer.free, scores, learner.draws.storing)
         slots, chosen = (torch.tensor(list(x), dtype=torch.int64) for x in (placed, placed.values()))
         there = stored.device
         slots, new = slots.to(there), chosen.to(there)

@@ -47,7 +47,7 @@ class ER(Rehearsal[M_co]):
 
     def step(self, learner: Learner, batch: Batch) -> Tensor:
         """Descend on new and remembered examples together."""
-        kept = self.buffer.sample(self.settings.memory_batch, learner.generator)
+        kept = self.buffer.sample(self.settings.memory_batch, learner.draws.memory)
         loss = learner.descend(learner.loss(*rehearse(learner, batch, kept.images, kept.labels)))
         self.offer(learner, batch)
         return loss
@@ -84,7 +84,7 @@ class ERLate(Rehearsal[_L_co]):
         """Descend on new and, in the last epochs, remembered examples."""
         if not self.rehearses(learner):
             return plain_step(learner, batch)
-        kept = self.buffer.sample(self.settings.memory_batch, learner.generator)
+        kept = self.buffer.sample(self.settings.memory_batch, learner.draws.memory)
         return learner.descend(learner.loss(*rehearse(learner, batch, kept.images, kept.labels)))
 
     def rehearses(self, learner: Learner) -> bool:
@@ -106,7 +106,7 @@ class ERLate(Rehearsal[_L_co]):
         """Drop stored examples until ``places`` are free, and no more, so that the classes that stay are even."""
         filled = self.buffer.filled
         keep = min(len(filled), self.buffer.capacity - places)
-        kept = balanced_choice(self.buffer.labels[filled], keep, self.harm_of_stored(filled), learner.generator)
+        kept = balanced_choice(self.buffer.labels[filled], keep, self.harm_of_stored(filled), learner.draws.storing)
         dropped = torch.ones(len(filled), dtype=torch.bool, device=filled.device)
         dropped[kept] = False
         self.buffer.drop(filled[dropped])
@@ -118,4 +118,4 @@ class ERLate(Rehearsal[_L_co]):
     def choose(self, learner: Learner, places: int) -> Tensor:
         """Choose the examples of the task to store: positions in the stream's images."""
         train = learner.task.train
-        return train[balanced_choice(learner.stream.labels[train], places, None, learner.generator)]
+        return train[balanced_choice(learner.stream.labels[train], places, None, learner.draws.storing)]

@@ -129,7 +129,7 @@ def test_network_is_trained_from_scratch_on_the_memory_alone(stream, network):
     method.step(learner, learner.batch(stream.tasks[0].train[::3]))
     black = dataclasses.replace(stream, images=torch.zeros_like(stream.images))
     twin = Learner(black, learner.recipe, 6)
-    twin.generator.set_state(learner.generator.get_state())
+    twin.draws.load_state_dict(learner.draws.state_dict())
     other = GDumb(twin, SETTINGS)
     other.load_state_dict(method.state_dict())
     old = learner.model

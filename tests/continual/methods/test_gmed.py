@@ -134,7 +134,7 @@ def test_step_is_the_papers(stream, network):
         state["momentum_buffer"] = state["momentum_buffer"].double()
     batch = learner.batch(stream.tasks[1].train[:16])
     twin, other = copy.deepcopy((learner, method))
-    kept = other.buffer.sample(16, twin.generator)
+    kept = other.buffer.sample(16, twin.draws.memory)
     assert set(other.buffer.columns["edits"][kept.slots].tolist()) == {0, 1}
 
     ahead, optimizer = copy.deepcopy((twin.model, twin.optimizer))
@@ -148,7 +148,7 @@ def test_step_is_the_papers(stream, network):
     gain.backward()
     strides = 0.7 * 0.5 ** other.buffer.columns["edits"][kept.slots]
     change = other.changes[kept.slots] + strides.view(-1, 1, 1, 1) * x.grad
-    inputs = torch.cat([batch.inputs, twin.augmented(kept.images + change * std)])
+    inputs = torch.cat([batch.inputs, twin.replayed(kept.images + change * std)])
     loss = twin.descend(twin.loss(inputs, torch.cat([batch.labels, kept.labels])))
 
     assert float(method.step(learner, batch)) == pytest.approx(float(loss), rel=1e-4)
@@ -173,7 +173,7 @@ def test_without_a_stride_it_is_experience_replay_bit_for_bit(moving, network):
         method = method(learner, chosen)
         for index in learner.batches(learner.task.train):
             method.step(learner, learner.batch(index))
-        states.append({**learner.model.state_dict(), "draws": learner.generator.get_state()})
+        states.append({**learner.model.state_dict(), **learner.draws.state_dict()})
     for name, value in states[0].items():
         assert torch.equal(value, states[1][name]), name
 
@@ -186,7 +186,7 @@ def test_edits_move_with_the_image_and_black_comes_in_beside_them(moving):
     method.changes[0] = 255 / moving.augmentation.std[0]
     pixels = method.pixels(learner, kept)
     torch.testing.assert_close(pixels, torch.full_like(pixels, 255))
-    seen = torch.cat([learner.augmented(pixels) for _ in range(50)])
+    seen = torch.cat([learner.replayed(pixels) for _ in range(50)])
     black, white = ((value - moving.augmentation.mean[0]) / moving.augmentation.std[0] for value in (0, 255))
     is_black, is_white = ((seen - value).abs() < 1e-4 for value in (black, white))
     assert (is_black | is_white).all()
@@ -201,7 +201,7 @@ def test_a_new_example_begins_unedited_and_the_others_keep_their_edits(stream):
     method.changes.fill_(1)
     method.buffer.columns["edits"].fill_(3)
     before = method.buffer.images.clone()
-    learner.generator.manual_seed(0)
+    learner.draws.storing.manual_seed(0)
     method.offer(learner, learner.batch(stream.tasks[0].train[60:100]))
     replaced = (method.buffer.images != before).flatten(1).any(dim=1)
     assert 0 < replaced.sum() < 20

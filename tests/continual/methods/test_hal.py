@@ -125,8 +125,8 @@ def test_step_is_the_papers(stream, network):
     assert len(method.anchors) == 2
     batch = learner.batch(learner.task.train[:16])
     twin, other = copy.deepcopy((learner, method))
-    kept = other.buffer.sample(16, twin.generator)
-    inputs = torch.cat([batch.inputs, twin.augmented(kept.images)])
+    kept = other.buffer.sample(16, twin.draws.memory)
+    inputs = torch.cat([batch.inputs, twin.replayed(kept.images)])
     labels = torch.cat([batch.labels, kept.labels])
 
     ahead, optimizer = copy.deepcopy((twin.model, twin.optimizer))
@@ -158,7 +158,7 @@ def test_before_there_are_anchors_it_is_experience_replay_bit_for_bit(stream, ne
         method = method(learner, SETTINGS if method is HAL else MemorySettings(50, 16))
         for index in learner.batches(learner.task.train):
             method.step(learner, learner.batch(index))
-        states.append({**learner.model.state_dict(), "draws": learner.generator.get_state()})
+        states.append({**learner.model.state_dict(), **learner.draws.state_dict()})
     for name, value in states[0].items():
         assert torch.equal(value, states[1][name]), name
 
@@ -194,7 +194,7 @@ def test_ascent_raises_what_an_anchor_is_learnt_for(stream):
         train, body = learner.task.train, learner.model[:-1]
         features = body(stream.augmentation.normalise(stream.images[train]))
         centres = torch.stack([features[stream.labels[train] == c].mean(dim=0) for c in (0, 1)])
-        learner.generator.manual_seed(0)
+        learner.draws.own.manual_seed(0)
         tuned = method.tuned(learner)
         worth.append(forgetting(method.anchors, torch.tensor([0, 1]), learner.model, tuned, centres, 0.1))
     assert (worth[1] > worth[0]).all()

@@ -1,15 +1,17 @@
 """Fine-tuning, joint training, ER and ER-late: plain torch loops step by step, on the schedule that they promise."""
 
+import copy
 import math
 from collections import Counter
 
 import pytest
 import torch
-from helpers.made_up_streams import counted_stream, follow, memory_after_each_task, noise_stream, same
+from helpers.made_up_streams import counted_stream, follow, memory_after_each_task, noise_stream, same, same_state
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
+from metasp_lite.continual.draws import Draws
 from metasp_lite.continual.learner import Learner, Recipe
 from metasp_lite.continual.methods.base import MemorySettings, Method, NoSettings, plain_step
 from metasp_lite.continual.methods.replay import ER, ERLate, FineTune, Joint, LateSettings
@@ -21,20 +23,20 @@ def by_hand(stream, recipe, seed, index_of_task, memory=0, memory_batch=0):
 
     ``index_of_task(t)`` are the examples of task t; with a ``memory`` it is ER, whose memory is a list.
     """
-    draw = torch.Generator().manual_seed(seed)
+    draws = Draws.of(seed)
     model = NETWORKS[recipe.network](stream.images.shape[1:], len(stream.classes), seed)
     optimizer = torch.optim.SGD(model.parameters(), lr=recipe.lr, momentum=recipe.momentum)
     stored, offered = [], 0
     for number in range(len(stream.tasks)):
         train = index_of_task(number)
         for epoch in range(recipe.epochs):
-            order = train[torch.randperm(len(train), generator=draw)]
+            order = train[torch.randperm(len(train), generator=draws.order)]
             for start in range(0, len(order), recipe.batch):
                 index = order[start : start + recipe.batch]
-                inputs, labels = stream.augmentation(stream.images[index], draw), stream.labels[index]
+                inputs, labels = stream.augmentation(stream.images[index], draws.crops), stream.labels[index]
                 if stored:
-                    kept = [stored[i] for i in torch.randperm(len(stored), generator=draw)[:memory_batch]]
-                    old = stream.augmentation(stream.images[kept], draw)
+                    kept = [stored[i] for i in torch.randperm(len(stored), generator=draws.memory)[:memory_batch]]
+                    old = stream.augmentation(stream.images[kept], draws.replays)
                     inputs, labels = torch.cat([inputs, old]), torch.cat([labels, stream.labels[kept]])
                 loss = F.cross_entropy(model(inputs), labels)
                 optimizer.zero_grad()
@@ -44,7 +46,7 @@ def by_hand(stream, recipe, seed, index_of_task, memory=0, memory_batch=0):
                     offered += 1
                     if len(stored) < memory:
                         stored.append(example)
-                    elif (place := int(torch.randint(offered, (1,), generator=draw))) < memory:
+                    elif (place := int(torch.randint(offered, (1,), generator=draws.storing))) < memory:
                         stored[place] = example
     return model, stored
 
@@ -109,9 +111,9 @@ def test_an_er_step_with_an_empty_memory_is_a_plain_one_and_draws_nothing(networ
     learner.epoch = 1  # in a later epoch nothing is offered, so the memory stays empty
     for index in stream.tasks[0].train.split(7):
         batch = learner.batch(index)
-        before = learner.generator.get_state()
+        before = learner.draws.state_dict()
         loss = method.step(learner, batch)
-        assert torch.equal(learner.generator.get_state(), before)
+        assert same_state(learner.draws.state_dict(), before)
         assert torch.equal(loss, plain_step(other, other.batch(index)))
     assert len(method.buffer) == 0
     assert same(learner.model, other.model)
@@ -142,8 +144,7 @@ def test_er_late_is_a_plain_loop_that_rehearses_in_the_last_epochs(network, late
     method = ERLate(learner, LateSettings(memory=12, memory_batch=5, late_epochs=late))
     for number, task in enumerate(stream.tasks):
         learner.task_number, learner.epoch = number, 0
-        draw = torch.Generator()
-        draw.set_state(learner.generator.get_state())
+        draws = copy.deepcopy(learner.draws)
         model = NETWORKS[network](stream.images.shape[1:], 6, 0)
         model.load_state_dict(learner.model.state_dict())
         optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
@@ -152,11 +153,11 @@ def test_er_late_is_a_plain_loop_that_rehearses_in_the_last_epochs(network, late
             for index in learner.batches(method.examples(learner)):
                 method.step(learner, learner.batch(index))
             learner.epoch += 1
-            for index in task.train[torch.randperm(len(task.train), generator=draw)].split(7):
-                x, y = stream.augmentation(stream.images[index], draw), stream.labels[index]
+            for index in task.train[torch.randperm(len(task.train), generator=draws.order)].split(7):
+                x, y = stream.augmentation(stream.images[index], draws.crops), stream.labels[index]
                 if number > 0 and epoch >= epochs - late:
-                    kept = torch.randperm(12, generator=draw)[:5]
-                    x = torch.cat([x, stream.augmentation(images[kept], draw)])
+                    kept = torch.randperm(12, generator=draws.memory)[:5]
+                    x = torch.cat([x, stream.augmentation(images[kept], draws.replays)])
                     y = torch.cat([y, labels[kept]])
                 optimizer.zero_grad()
                 F.cross_entropy(model(x), y).backward()
