@@ -35,10 +35,10 @@ def main(arguments: argparse.Namespace) -> int:
         raise ValueError("--workers and --threads must be at least 1")
     if arguments.dask is not None and not arguments.dask.strip():
         raise ValueError("--dask is empty; give the address that the scheduler prints, tcp://…")
-    from metasp_lite.continual import grid
+    from metasp_lite.continual import grid, plan
 
     outcomes = grid.run_all(
-        grid.read_grid(arguments.file, arguments.out, arguments.threads),
+        plan.read_grid(arguments.file, arguments.out, arguments.threads),
         workers=arguments.workers or grid.default_workers(),
         dask=arguments.dask,
         checkpoint_seconds=arguments.checkpoint_seconds,

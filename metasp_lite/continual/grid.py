@@ -1,43 +1,25 @@
-"""Many runs at once: the product of streams, methods, memory sizes and seeds, on this machine or on a Dask cluster."""
+"""Many runs at once, on this machine or on a Dask cluster: what a ``plan`` lists, but for what is finished."""
 
 import functools
-import itertools
-import shlex
 import threading
-import tomllib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Literal
 
 import joblib
 import torch
 from tqdm.auto import tqdm
 
-from metasp_lite import settings
-from metasp_lite.continual import presets, request, streams
-from metasp_lite.continual.methods.base import MemorySettings
+from metasp_lite.continual import request, streams
 from metasp_lite.continual.place import InUseError, require_place
-from metasp_lite.continual.run import Run, finished, identity
+from metasp_lite.continual.plan import Job
+from metasp_lite.continual.run import finished, identity
 from metasp_lite.continual.streams import Stream, StreamSettings
-from metasp_lite.continual.training import check_checkpoint_seconds, check_threads, computing_with, train
+from metasp_lite.continual.training import check_checkpoint_seconds, computing_with, train
 from metasp_lite.continual.workers import pool
 from metasp_lite.memory import forget_peak
-from metasp_lite.settings import Profile
 
-_T = TypeVar("_T")
 _ONE_RUN = threading.Lock()  # a network's first weights come from torch's one global generator: no two runs in threads
-
-
-@dataclass(frozen=True)
-class Job:
-    """One run of a grid."""
-
-    name: str
-    run: Run
-    out: Path
-    threads: int  # that compute it: with another number it would round differently
-    command: str  # does the same alone
 
 
 @dataclass(frozen=True)
@@ -47,120 +29,6 @@ class Outcome:
     job: Job
     state: Literal["finished", "skipped", "failed"]
     error: str = ""
-
-
-def read_grid(path: Path, out: Path, threads: int = 1) -> list[Job]:
-    """Return the runs that a TOML file asks for, each with its own folder below ``out``, on so many threads.
-
-    Raises:
-        ValueError: when the file cannot be read, is no TOML, or asks for something that does not exist.
-    """
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except OSError as error:
-        raise ValueError(f"{path} cannot be read ({error.strerror or error}); give the TOML file of a grid") from error
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is no UTF-8 text ({error.reason} at byte {error.start}); save it as UTF-8") from error
-    try:
-        description = tomllib.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is no TOML: {error}; {_reads_like_this()}") from error
-    try:
-        return jobs(description, out, threads)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
-
-
-def jobs(description: Mapping[str, object], out: Path, threads: int = 1) -> list[Job]:
-    """Return the product of what ``description`` lists, as ``settings.GRID_EXAMPLE`` shows; without memory one."""
-    grid = _read(description)
-    check_threads(threads)
-    result: dict[str, Job] = {}
-    used: set[str] = set()
-    for stream, method, size, seed in itertools.product(grid.streams, grid.methods, grid.memory, grid.seeds):
-        memory = size if "memory" in presets.names(method) else None
-        overrides = _overrides(grid, stream, method)
-        used |= set(overrides)
-        run = presets.build(stream, method, seed, profile=grid.profile, memory=memory, overrides=overrides)
-        stored = [f"memory-{run.settings.memory}"] if isinstance(run.settings, MemorySettings) else []
-        name = "_".join([settings.expanded(stream).resolve().name, method, *stored, f"seed-{seed}"])
-        if name in result and result[name].run != run:
-            raise ValueError(f"two different runs would be called {name}; give the folders of images different names")
-        folder = out.absolute() / name
-        words = ["train", "--profile", grid.profile, "--stream", stream, "--method", method, "--seed", str(seed)]
-        words += [] if memory is None else ["--memory", str(memory)]
-        words += ["--threads", str(threads), *_set(overrides), "--out", str(folder)]
-        result[name] = Job(name, run, folder, threads, shlex.join(["python", "-m", "metasp_lite", *words]))
-    if unused := sorted(set(grid.shared) - used):
-        raise ValueError(f"no method of this grid has a setting {', '.join(map(repr, unused))}")
-    return list(result.values())
-
-
-@dataclass(frozen=True)
-class _Grid:
-    """What a grid asks for."""
-
-    streams: list[str]
-    methods: list[str]
-    memory: Sequence[int | None]  # None: the stream's own
-    seeds: list[int]
-    profile: Profile
-    shared: dict[str, object]  # settings of all runs that have them
-    own: dict[str, dict[str, object]]  # those of one stream or method
-
-
-def _read(description: Mapping[str, object]) -> _Grid:
-    """Check what a file says; by hand, because what a JSON schema would print does not tell how to write it instead."""
-    unknown = sorted(set(description) - {"streams", "methods", "memory", "seeds", "profile", "set"})
-    if unknown:
-        raise ValueError(f"{', '.join(map(repr, unknown))} means nothing here; {_reads_like_this()}")
-    chosen_streams, chosen_methods = (_listed(description, name, str) for name in ("streams", "methods"))
-    memory: Sequence[int | None] = _listed(description, "memory", int) if "memory" in description else [None]
-    seeds = _listed(description, "seeds", int)
-    asked = description.get("profile", settings.profile())
-    profile = next((known for known in settings.PROFILES if known == asked), None)
-    if profile is None:
-        raise ValueError(f"profile={asked!r} must be one of: {', '.join(settings.PROFILES)}")
-    chosen = description.get("set", {})
-    if not isinstance(chosen, dict):
-        raise ValueError(f"set must be a table; {_reads_like_this()}")
-    own = {name: value for name, value in chosen.items() if isinstance(value, dict)}
-    if "memory" in description and (
-        twice := [where for where, each in (("set", chosen), *own.items()) if "memory" in each]
-    ):
-        where = "set" if twice[0] == "set" else f"set.{twice[0]}"
-        raise ValueError(f"memory is asked for twice: as a list, and in [{where}]; give one")
-    if strangers := sorted(set(own) - {*chosen_streams, *chosen_methods}):
-        raise ValueError(f"[set.{strangers[0]}] is for no stream or method of this grid")
-    shared = {name: value for name, value in chosen.items() if name not in own}
-    return _Grid(chosen_streams, chosen_methods, memory, seeds, profile, shared, own)
-
-
-def _listed(description: Mapping[str, object], name: str, kind: type[_T]) -> list[_T]:
-    values = description.get(name)
-    if not (isinstance(values, list) and values and all(type(value) is kind for value in values)):
-        what = "names" if kind is str else "whole numbers"
-        raise ValueError(f"{name} must be a list of {what}; {_reads_like_this()}")
-    return values
-
-
-def _reads_like_this() -> str:
-    return f"a grid reads like this:\n{settings.GRID_EXAMPLE.read_text(encoding='utf-8')}"
-
-
-def _overrides(grid: _Grid, stream: str, method: str) -> dict[str, object]:
-    """Return the settings of one run: those for all that it has, then those for its stream, then for its method."""
-    known = set(presets.names(method))
-    shared = {name: value for name, value in grid.shared.items() if name in known}
-    return {**shared, **grid.own.get(stream, {}), **grid.own.get(method, {})}
-
-
-def _set(overrides: Mapping[str, object]) -> list[str]:
-    """Return the words that change settings on a command line."""
-    words = []
-    for name, value in overrides.items():
-        words += ["--set", f"{name}={str(value).lower() if isinstance(value, bool) else value}"]
-    return words
 
 
 def run_all(

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from metasp_lite import results
-from metasp_lite.continual import grid, presets, streams
+from metasp_lite.continual import grid, plan, presets, streams
 from metasp_lite.continual.buffer import Memories
 from metasp_lite.continual.learner import Learner, evaluating
 from metasp_lite.continual.methods import Method
@@ -177,7 +177,7 @@ def _runs(method: str, chosen: Mapping[str, object], seeds: Iterable[int]) -> li
     description = {"profile": "lite", "streams": [what["stream"]], "methods": [method], "memory": [_MEMORY]}
     rows = []
     with tempfile.TemporaryDirectory() as folder:
-        for outcome in grid.run_all(grid.jobs({**description, "seeds": [*seeds], "set": chosen}, Path(folder))):
+        for outcome in grid.run_all(plan.jobs({**description, "seeds": [*seeds], "set": chosen}, Path(folder))):
             row = {**what, "variant": chosen.get("variant"), "lr": chosen["lr"], "seed": outcome.job.run.seed}
             row |= {"finished": outcome.state == "finished", "a_inf_class_incremental": None}
             if row["finished"]:

@@ -21,8 +21,7 @@ from helpers.tiny_stream import SAME, SETTINGS, make_folder
 from joblib.externals.loky import reusable_executor
 
 from metasp_lite import __main__ as program
-from metasp_lite import settings
-from metasp_lite.continual import grid, training, workers
+from metasp_lite.continual import grid, plan, training, workers
 from metasp_lite.continual.run import Run
 
 FEW = {name: SETTINGS[name] for name in ("epochs", "batch", "lr", "momentum")}
@@ -49,7 +48,7 @@ def description(**changed: object) -> dict[str, object]:
 def expected(folder, tmp_path_factory) -> dict[str, dict]:
     """What the three runs of ``three`` give, one after the other and never stopped."""
     out = tmp_path_factory.mktemp("alone")
-    return {job.name: training.train(job.run, job.out) for job in grid.read_grid(three(out, folder), out)}
+    return {job.name: training.train(job.run, job.out) for job in plan.read_grid(three(out, folder), out)}
 
 
 def three(at: Path, folder: Path) -> Path:
@@ -57,7 +56,7 @@ def three(at: Path, folder: Path) -> Path:
     return file_of(at / "grid.toml", folder, ["er"], [1, 2, 3], epochs=6)
 
 
-def check_same(jobs: list[grid.Job], expected: dict[str, dict]) -> int:
+def check_same(jobs: list[plan.Job], expected: dict[str, dict]) -> int:
     """Hold every stored result against that of an uninterrupted run; return how often the runs were resumed."""
     resumed = 0
     for job in jobs:
@@ -84,107 +83,17 @@ def when(condition: Callable[[], bool], action: Callable[[], None], seconds: flo
     return thread
 
 
-def test_a_grid_is_the_product_and_a_method_without_memory_runs_once(tmp_path):
-    jobs = grid.jobs(
-        description(
-            methods=["fine-tune", "metasp"],
-            memory=[50, 100],
-            set={"epochs": 3, "late_epochs": 1, "metasp": {"lr": 0.05}},
-        ),
-        tmp_path,
-    )
-    assert sorted(job.name for job in jobs) == [
-        "split-fashion-mnist_fine-tune_seed-1",
-        "split-fashion-mnist_fine-tune_seed-2",
-        "split-fashion-mnist_metasp_memory-100_seed-1",
-        "split-fashion-mnist_metasp_memory-100_seed-2",
-        "split-fashion-mnist_metasp_memory-50_seed-1",
-        "split-fashion-mnist_metasp_memory-50_seed-2",
-    ]
-    for job in jobs:
-        assert job.out == tmp_path / job.name
-        assert job.run.recipe.epochs == 3
-        assert job.run.recipe.lr == (0.05 if job.run.method == "metasp" else 0.1)
-        assert getattr(job.run.settings, "late_epochs", 1) == 1
-    assert [job.run.settings.memory for job in grid.jobs(description(), tmp_path)] == [200] * 4  # the stream's own
-
-
-def test_the_command_of_a_job_is_the_job(tmp_path, monkeypatch):
-    """What the report says to type makes the very same run."""
-    jobs = grid.jobs(
-        description(memory=[50], set={"flip": True, "lr": 0.05, "metasp": {"pseudo_steps": 2}}), tmp_path / "a b", 2
-    )
-    seen = []
-    entry = {"a_inf": 0.5, "bwt": None}
-    result = dict.fromkeys(("class_incremental", "task_incremental"), entry)
-
-    def train(run: Run, out: Path, *, threads: int, **_: object) -> dict[str, object]:
-        seen.append((run, out, threads))
-        return result
-
-    monkeypatch.setattr(training, "train", train)
-    for job in jobs:
-        python, dash, name, *words = shlex.split(job.command)
-        assert (python, dash, name) == ("python", "-m", "metasp_lite")
-        assert program.main(words) == 0
-    assert seen == [(job.run, job.out, 2) for job in jobs]
-
-
-@pytest.mark.parametrize(
-    ("changed", "sentence"),
-    [
-        ({"seeds": 3}, "seeds must be a list of whole numbers"),
-        ({"seeds": [True]}, "seeds must be a list of whole numbers"),
-        ({"methods": []}, "methods must be a list of names"),
-        ({"memory": [0]}, "memory=0"),
-        ({"method": ["er"]}, "'method' means nothing here"),
-        ({"profile": "huge"}, "profile='huge' must be one of: lite, full"),
-        ({"methods": ["sgd"]}, "there is no method 'sgd'"),
-        ({"streams": ["nowhere"]}, "there is no stream 'nowhere'"),
-        ({"set": 3}, "set must be a table"),
-        ({"set": {"pseudo_stepz": 2}}, "no method of this grid has a setting 'pseudo_stepz'"),
-        ({"set": {"gdumb": {"epochs": 2}}}, r"\[set.gdumb\] is for no stream or method of this grid"),
-        ({"set": {"er": {"pseudo_steps": 2}}}, "er on split-fashion-mnist has no setting 'pseudo_steps'"),
-        ({"memory": [5], "set": {"memory": 6}}, r"memory is asked for twice: as a list, and in \[set\]; give one"),
-        ({"memory": [5], "set": {"er": {"memory": 6}}}, r"memory is asked for twice: as a list, and in \[set\.er\]"),
-        ({"set": {"epochs": 2.0}}, r"epochs=2\.0 must be a whole number"),
-        ({"set": {"epochs": True}}, "epochs=True must be a whole number"),
-        ({"seeds": [1.0]}, "seeds must be a list of whole numbers"),
-        ({"streams": [""]}, "the stream's name is empty"),
-        ({"set": {"epochs": "many"}}, "epochs=many must be a whole number"),
-    ],
-)
-def test_a_grid_that_asks_for_what_is_not_there_runs_nothing(changed, sentence, tmp_path):
-    with pytest.raises(ValueError, match=sentence):
-        grid.jobs(description(**changed), tmp_path)
-
-
 @pytest.mark.parametrize(("seconds", "workers"), [(float("nan"), 1), (-1.0, 1), (60.0, 0)])
 def test_a_grid_that_cannot_be_run_as_asked_starts_nothing(seconds, workers, tmp_path):
     with pytest.raises(ValueError, match="must be"):
-        grid.run_all(grid.jobs(description(), tmp_path), checkpoint_seconds=seconds, workers=workers)
+        grid.run_all(plan.jobs(description(), tmp_path), checkpoint_seconds=seconds, workers=workers)
     assert not list(tmp_path.iterdir())
-
-
-def test_the_example_in_the_help_is_a_grid(tmp_path):
-    path = tmp_path / "grid.toml"
-    path.write_text(settings.GRID_EXAMPLE.read_text(encoding="utf-8"), encoding="utf-8")
-    assert len(grid.read_grid(path, tmp_path)) == 1 * 2 * 2 * 3
-    path.write_text("streams = [")
-    with pytest.raises(ValueError, match=r"grid\.toml is no TOML: .* a grid reads like this:"):
-        grid.read_grid(path, tmp_path)
-
-
-def test_two_folders_of_one_name_are_not_mixed_up(folder, tmp_path):
-    other = make_folder(tmp_path / folder.name, classes=2)
-    with pytest.raises(ValueError, match="give the folders of images different names"):
-        grid.jobs(description(streams=[str(folder), str(other)]), tmp_path)
 
 
 def test_finished_runs_are_skipped_failed_ones_reported_and_the_rest_is_done(folder, tmp_path, capsys):
     path = file_of(tmp_path / "grid.toml", folder, ["fine-tune", "er"], [1, 2])
     out = tmp_path / "out"
-    jobs = {job.name.partition("_")[2]: job for job in grid.read_grid(path, out)}
+    jobs = {job.name.partition("_")[2]: job for job in plan.read_grid(path, out)}
     training.train(jobs["fine-tune_seed-1"].run, jobs["fine-tune_seed-1"].out)
     broken = jobs["er_memory-12_seed-1"]
     broken.out.mkdir()
@@ -207,7 +116,7 @@ def test_finished_runs_are_skipped_failed_ones_reported_and_the_rest_is_done(fol
 
 def test_a_finished_run_of_other_images_is_not_skipped(tmp_path):
     images = make_folder(tmp_path / "images", classes=2)
-    jobs = grid.read_grid(file_of(tmp_path / "grid.toml", images, ["fine-tune"], [1]), tmp_path / "out")
+    jobs = plan.read_grid(file_of(tmp_path / "grid.toml", images, ["fine-tune"], [1]), tmp_path / "out")
     assert [grid.run_all(jobs)[0].state for _ in range(2)] == ["finished", "skipped"]
     shutil.copy(images / "train" / "class1" / "00.png", images / "train" / "class0" / "00.png")
     (outcome,) = grid.run_all(jobs)
@@ -217,7 +126,7 @@ def test_a_finished_run_of_other_images_is_not_skipped(tmp_path):
 
 def test_a_grid_on_two_threads_says_so_in_its_results_and_its_commands(folder, tmp_path):
     path = file_of(tmp_path / "grid.toml", folder, ["metasp-rehsel"], [1], epochs=1)
-    (job,) = grid.read_grid(path, tmp_path / "out", threads=2)
+    (job,) = plan.read_grid(path, tmp_path / "out", threads=2)
     assert grid.run_all([job])[0].state == "finished"
     found = json.loads((job.out / "result.json").read_text())
     assert found["threads"] == 2
@@ -228,7 +137,7 @@ def test_a_grid_on_two_threads_says_so_in_its_results_and_its_commands(folder, t
 
 
 def test_a_defect_in_one_run_does_not_stop_the_others(folder, tmp_path, monkeypatch):
-    jobs = grid.read_grid(file_of(tmp_path / "grid.toml", folder, ["fine-tune"], [1, 2, 3]), tmp_path / "out")
+    jobs = plan.read_grid(file_of(tmp_path / "grid.toml", folder, ["fine-tune"], [1, 2, 3]), tmp_path / "out")
     original = grid.train
 
     def sometimes(run: Run, *positional: object, **named: object) -> dict:
@@ -243,7 +152,7 @@ def test_a_defect_in_one_run_does_not_stop_the_others(folder, tmp_path, monkeypa
 
 
 def test_one_bar_counts_the_runs(folder, tmp_path, capsys):
-    jobs = grid.read_grid(file_of(tmp_path / "grid.toml", folder, ["fine-tune"], [1, 2]), tmp_path / "out")
+    jobs = plan.read_grid(file_of(tmp_path / "grid.toml", folder, ["fine-tune"], [1, 2]), tmp_path / "out")
     grid.run_all(jobs, progress_bar=True)
     shown = capsys.readouterr().err
     assert "2/2" in shown
@@ -253,7 +162,7 @@ def test_one_bar_counts_the_runs(folder, tmp_path, capsys):
 @pytest.mark.slow
 def test_two_processes_do_the_work_and_one_that_is_killed_loses_nothing(folder, tmp_path, expected):
     """joblib gives everything up when a worker dies; here what had begun goes on, and then the rest."""
-    jobs = grid.read_grid(three(tmp_path, folder), tmp_path / "out")
+    jobs = plan.read_grid(three(tmp_path, folder), tmp_path / "out")
     pids = []
 
     def begun() -> bool:
@@ -304,7 +213,7 @@ def test_a_cluster_whose_worker_is_killed_loses_nothing(folder, tmp_path, expect
     """Dask gives the dead worker's run to the other, where it goes on from its checkpoint."""
     address, workers = cluster
     path = three(tmp_path, folder)
-    jobs = grid.read_grid(path, tmp_path / "out")
+    jobs = plan.read_grid(path, tmp_path / "out")
     killer = when(lambda: len(list((tmp_path / "out").glob("*/checkpoint.pt"))) == 2, workers[0].kill)
     command = ["grid", str(path), "--out", str(tmp_path / "out"), "--dask", address, "--checkpoint-seconds", "0"]
     assert program.main(command) == 0

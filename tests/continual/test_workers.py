@@ -14,7 +14,7 @@ import pytest
 from helpers.tiny_stream import SETTINGS
 
 from metasp_lite import __main__ as program
-from metasp_lite.continual import grid, training, workers
+from metasp_lite.continual import grid, plan, training, workers
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="reads /proc")
 
@@ -91,7 +91,7 @@ def test_no_more_workers_than_runs_are_asked_for(folder, tmp_path, monkeypatch):
         return original(1, *others)
 
     monkeypatch.setattr(grid, "pool", noting)
-    jobs = grid.read_grid(grid_of(tmp_path / "grid.toml", folder, epochs=1), tmp_path / "out")
+    jobs = plan.read_grid(grid_of(tmp_path / "grid.toml", folder, epochs=1), tmp_path / "out")
     training.train(jobs[0].run, jobs[0].out)
     grid.run_all(jobs, workers=40)
     grid.run_all(jobs, workers=40)
@@ -149,12 +149,12 @@ def test_what_is_no_grid_ends_in_a_sentence(content, sentence, tmp_path, capsys)
 def test_a_grid_may_begin_with_a_byte_order_mark_and_be_called_anything(folder, tmp_path):
     path = grid_of(tmp_path / os.fsdecode(b"caf\xe9.toml"), folder, epochs=1)
     path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
-    assert len(grid.read_grid(path, tmp_path / "out")) == 3
+    assert len(plan.read_grid(path, tmp_path / "out")) == 3
 
 
 def test_a_grid_with_a_run_that_cannot_be_trained_or_kept_begins_none(folder, tmp_path):
     out = tmp_path / "out"
-    jobs = grid.read_grid(grid_of(tmp_path / "grid.toml", folder, epochs=1), out)
+    jobs = plan.read_grid(grid_of(tmp_path / "grid.toml", folder, epochs=1), out)
     out.mkdir()
     jobs[2].out.touch()
     with pytest.raises(OSError, match="is no folder"):
@@ -163,5 +163,5 @@ def test_a_grid_with_a_run_that_cannot_be_trained_or_kept_begins_none(folder, tm
     jobs[2].out.unlink()
     small = {"streams": [str(folder)], "methods": ["fine-tune"], "seeds": [1], "set": {"size": 4}}
     with pytest.raises(ValueError, match="_fine-tune_seed-1: lite-cnn cannot take images of 4×4 pixels"):
-        grid.run_all(grid.jobs({**small, "profile": "lite"}, out))
+        grid.run_all(plan.jobs({**small, "profile": "lite"}, out))
     assert not list(out.iterdir())

@@ -8,7 +8,7 @@ from helpers.image_sets import make_tree, write_fashion
 from helpers.tiny_stream import Stopped, run_on, stop_at
 
 from metasp_lite import results, settings
-from metasp_lite.continual import grid, training
+from metasp_lite.continual import plan, training
 from metasp_lite.images import sources
 
 
@@ -120,10 +120,10 @@ def test_grids(tmp_path, tally):
     for number in range(trials(45)):
         how = damage(path, draw, number)
         try:
-            said = grid.jobs(tomllib.loads(path.read_text(encoding="utf-8")), out)
+            said = plan.jobs(tomllib.loads(path.read_text(encoding="utf-8")), out)
         except (ValueError, OSError):
             said = None
-        ended.append((how, *judge(lambda: grid.read_grid(path, out), said, path)))
+        ended.append((how, *judge(lambda: plan.read_grid(path, out), said, path)))
         mend(path, whole)
     hold(tally, ended)
     assert not out.exists()

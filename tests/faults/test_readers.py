@@ -24,7 +24,7 @@ from PIL import Image
 
 from metasp_lite import results
 from metasp_lite import settings as surroundings
-from metasp_lite.continual import checkpoint, grid
+from metasp_lite.continual import checkpoint, plan
 from metasp_lite.images import cache, folder, idx
 
 settings.register_profile("short", max_examples=60, deadline=None, derandomize=True, database=None)
@@ -129,7 +129,7 @@ GRID = b'streams = ["split-fashion-mnist"]\nmethods = ["er", "metasp"]\nseeds = 
 def read_grid(place, content):
     path = place / "grid.toml"
     path.write_bytes(content)
-    jobs, refusal = outcome(grid.read_grid, path, place / "out")
+    jobs, refusal = outcome(plan.read_grid, path, place / "out")
     if refusal is not None:
         assert refusal.startswith(str(path))
         return
@@ -165,7 +165,7 @@ NAMES = st.sampled_from(["streams", "methods", "memory", "seeds", "profile", "se
 def test_a_grid_of_any_values(place, description, chosen):
     good = tomllib.loads(GRID.decode())
     try:
-        jobs = grid.jobs({**good, "set": {**good["set"], **chosen}, **description}, place / "out")
+        jobs = plan.jobs({**good, "set": {**good["set"], **chosen}, **description}, place / "out")
     except ValueError:
         return
     assert jobs
