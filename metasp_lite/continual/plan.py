@@ -58,14 +58,17 @@ def jobs(description: Mapping[str, object], out: Path, threads: int = 1) -> list
     check_threads(threads)
     result: dict[str, Job] = {}
     used: set[str] = set()
-    for stream, arm, size, seed in itertools.product(grid.streams, grid.arms, grid.memory, grid.seeds):
+    varied = [dict(zip(grid.vary, values, strict=True)) for values in itertools.product(*grid.vary.values())]
+    for stream, arm, size, case, seed in itertools.product(grid.streams, grid.arms, grid.memory, varied, grid.seeds):
         method = grid.arms[arm]
-        memory = size if "memory" in presets.names(method) else None
-        overrides = _overrides(grid, stream, arm)
+        known = presets.names(method)
+        memory, own = size if "memory" in known else None, {name: case[name] for name in case if name in known}
+        overrides = {**_overrides(grid, stream, arm), **own}
         used |= set(overrides)
         run = presets.build(stream, method, seed, profile=grid.profile, memory=memory, overrides=overrides)
         stored = [f"memory-{run.settings.memory}"] if isinstance(run.settings, MemorySettings) else []
-        name = "_".join([settings.expanded(stream).resolve().name, arm, *stored, f"seed-{seed}"])
+        cases = [f"{setting}-{_text(value)}" for setting, value in own.items()]
+        name = "_".join([settings.expanded(stream).resolve().name, arm, *stored, *cases, f"seed-{seed}"])
         if name in result and result[name].run != run:
             raise ValueError(f"two different runs would be called {name}; give the folders of images different names")
         folder = out.absolute() / name
@@ -73,7 +76,7 @@ def jobs(description: Mapping[str, object], out: Path, threads: int = 1) -> list
         words += [] if memory is None else ["--memory", str(memory)]
         words += ["--threads", str(threads), *_set(overrides), "--out", str(folder)]
         result[name] = Job(name, run, folder, threads, shlex.join(["python", "-m", "metasp_lite", *words]))
-    if unused := sorted(set(grid.shared) - used):
+    if unused := sorted({*grid.shared, *grid.vary} - used):
         raise ValueError(f"no method of this grid has a setting {', '.join(map(repr, unused))}")
     return list(result.values())
 
@@ -87,13 +90,14 @@ class _Grid:
     memory: Sequence[int | None]  # None: the stream's own
     seeds: list[int]
     profile: Profile
-    shared: dict[str, object]  # settings of all runs that have them
+    vary: dict[str, list[object]]  # settings of all runs that have them, each value in its turn
+    shared: dict[str, object]  # the same, of one value
     own: dict[str, dict[str, object]]  # those of one stream, method or arm
 
 
 def _read(description: Mapping[str, object]) -> _Grid:
     """Check what a file says; by hand, because what a JSON schema would print does not tell how to write it instead."""
-    unknown = sorted(set(description) - {"streams", "methods", "arms", "memory", "seeds", "profile", "set"})
+    unknown = sorted(set(description) - {"streams", "methods", "arms", "memory", "seeds", "profile", "vary", "set"})
     if unknown:
         raise ValueError(f"{', '.join(map(repr, unknown))} means nothing here; {_reads_like_this()}")
     chosen_streams, names = (_listed(description, name, str) for name in ("streams", "methods"))
@@ -114,8 +118,18 @@ def _read(description: Mapping[str, object]) -> _Grid:
         raise ValueError(f"memory is asked for twice: as a list, and in [{twice[0]}]; give one")
     if strangers := sorted(set(own) - {*chosen_streams, *arms.values()}):
         raise ValueError(f"[set.{strangers[0]}] is for no stream or method of this grid")
+    vary = description.get("vary", {})
+    if not isinstance(vary, dict):
+        raise ValueError(f"vary must be a table of lists; {_reads_like_this()}")
+    for name, values in vary.items():
+        if not isinstance(values, list) or not values or any(isinstance(value, list | dict) for value in values):
+            raise ValueError(f"[vary] {name}={values!r} must be a list of values; {_reads_like_this()}")
+        if len({_text(value) for value in values}) < len(values):
+            raise ValueError(f"[vary] {name}={values} names a value twice; give each once")
+        if where := "memory" if name == "memory" else next((at for at, each in tables.items() if name in each), None):
+            raise ValueError(f"{name} is asked for twice: in [vary], and in {where}; give one")
     shared = {name: value for name, value in chosen.items() if name not in own}
-    return _Grid(chosen_streams, arms, memory, seeds, profile, shared, {**own, **settings_of_arms})
+    return _Grid(chosen_streams, arms, memory, seeds, profile, vary, shared, {**own, **settings_of_arms})
 
 
 def _arms(description: Mapping[str, object], names: list[str]) -> tuple[dict[str, str], dict[str, dict[str, object]]]:
@@ -166,5 +180,9 @@ def _set(overrides: Mapping[str, object]) -> list[str]:
     """Return the words that change settings on a command line."""
     words = []
     for name, value in overrides.items():
-        words += ["--set", f"{name}={str(value).lower() if isinstance(value, bool) else value}"]
+        words += ["--set", f"{name}={_text(value)}"]
     return words
+
+
+def _text(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)

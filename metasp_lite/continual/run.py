@@ -10,13 +10,13 @@ from typing import Any
 import torch
 
 from metasp_lite import results
-from metasp_lite.continual import checkpoint, methods, streams
+from metasp_lite.continual import checkpoint, draws, methods, streams
 from metasp_lite.continual.accuracy import Accuracies, summarise
 from metasp_lite.continual.learner import Recipe
 from metasp_lite.continual.methods.base import MethodSettings
 from metasp_lite.continual.streams import Stream, StreamSettings
 
-_SURROUNDINGS = ("images", "device", "threads")  # beside the run, what decides its result
+_SURROUNDINGS = ("images", "device", "threads", "draws")  # beside the run, what decides its result
 
 
 @dataclass(frozen=True)
@@ -68,19 +68,20 @@ class Progress:
 
 
 def identity(run: Run, stream: Stream) -> dict[str, object]:
-    """Return all that decides a result, as plain values: the run, its images and labels, and how numbers are rounded.
+    """Return all that decides a result, as plain values: the run, its images, how numbers are rounded and drawn.
 
     On a CPU the number of threads decides in what order sums are taken; None on a GPU, where it does not.
     """
     device = stream.images.device.type
     threads = torch.get_num_threads() if device == "cpu" else None
-    return {**run.as_dict(), "images": streams.fingerprint(stream), "device": device, "threads": threads}
+    surroundings = {"images": streams.fingerprint(stream), "device": device, "threads": threads}
+    return {**run.as_dict(), **surroundings, "draws": draws.VERSION}
 
 
 def finished(out: Path, here: Mapping[str, Any]) -> dict[str, Any] | None:
     """Return the result in ``out`` as JSON has it, or None where there is none; ``here`` is the run's ``identity``.
 
-    What an older result does not say (of its images it knew the source alone) cannot contradict.
+    What an older result does not say (of its images it knew the source alone) cannot contradict, but for its draws.
 
     Raises:
         ValueError: when it is of another run, of other images or another number of threads, or no result at all.
@@ -110,7 +111,7 @@ def _require_told(result: dict[str, Any]) -> None:
 
 def _surroundings(result: dict[str, Any]) -> dict[str, Any]:
     """Return what a result says of that which decided it beside its run; an older one says it as its origin."""
-    origin = {"images": {"source": result["source"]}, **result.get("obtained_with", {}), **result}
+    origin = {"images": {"source": result["source"]}, "draws": 1, **result.get("obtained_with", {}), **result}
     known = {name: origin[name] for name in _SURROUNDINGS if name in origin}
     on_gpu = known.get("device", "cpu") != "cpu"
     return {**known, "images": dict(known["images"]), **({"threads": None} if on_gpu else {})}

@@ -48,16 +48,18 @@ def split(
     seed: Seed | None = None,
     padding: int = 0,
     flip: bool = False,
+    held_out: int | None = None,
     device: torch.device | str | None = None,
 ) -> Stream:
     """Cut a data set into tasks of ``classes_per_task`` classes.
 
     ``per_class`` training images of each class (None: all).  With a ``seed`` the order of the classes and the images of
-    the subset are drawn; without one they are those of the data set.
+    the subset are drawn; without one they are those of the data set.  With ``held_out`` the last so many training
+    images of each class are not trained on but tested on, in place of ``test``: for choosing settings.
 
     Raises:
-        ValueError: when the classes do not divide into tasks, when a class has fewer images or none to test, or when
-            train and test have other classes or images of another shape.
+        ValueError: when the classes do not divide into tasks, when a class has fewer images, none to test or none left
+            to train on, or when train and test have other classes or images of another shape.
     """
     count = len(train.classes)
     if classes_per_task < 1 or count % classes_per_task:
@@ -71,6 +73,8 @@ def split(
     order = torch.arange(count) if draw is None else torch.randperm(count, generator=draw)
     if per_class is not None:
         train = _subset(train, per_class, draw)
+    if held_out is not None:
+        train, test = _parted(train, held_out)
     rank = order.argsort()
     labels, test_labels = rank[train.labels].to(device), rank[test.labels].to(device)
     tasks = []
@@ -108,6 +112,22 @@ def _require_alike(train: sets.ImageSet, test: sets.ImageSet) -> None:
             raise ValueError(f"class {missing[0]!r} of {images.name} has no {part} images; add some or leave it out")
 
 
+def _parted(images: sets.ImageSet, count: int) -> tuple[sets.ImageSet, sets.ImageSet]:
+    """Return the images without the last ``count`` of each class, and these."""
+    if count < 1:
+        raise ValueError(f"held_out={count} must be at least 1, or none")
+    sizes = images.labels.bincount(minlength=len(images.classes)).tolist()
+    for name, size in zip(images.classes, sizes, strict=True):
+        if size <= count:
+            raise ValueError(
+                f"held_out={count} leaves none of the {size} training images of class {name!r}; hold out fewer"
+            )
+    parts = [images.places([label], size - count)[0] for label, size in enumerate(sizes)]
+    rest = [images.places([label], count, skip=size - count)[0] for label, size in enumerate(sizes)]
+    first, last = (images.take(torch.cat(places).sort().values) for places in (parts, rest))
+    return first, last
+
+
 def _subset(images: sets.ImageSet, per_class: int, draw: torch.Generator | None) -> sets.ImageSet:
     if draw is not None:
         images = images.take(torch.randperm(len(images), generator=draw))
@@ -126,6 +146,7 @@ class StreamSettings:
     flip: bool = False
     class_seed: int | None = None  # draws class order and subset; None for those of the data set
     source: str | None = None  # where the data set is taken from; None for the first place that has it
+    held_out: int | None = None  # training images of each class to test on in place of the test images
 
     def __post_init__(self) -> None:
         """Refuse names and numbers that no stream has."""
@@ -134,7 +155,7 @@ class StreamSettings:
             raise ValueError("data is empty; name a data set or a folder of images, . for the current one")
         if not utf8(self.data):
             raise ValueError(f"data={self.data!r} is no UTF-8, and no result could name it; rename the folder")
-        for name in ("classes_per_task", "per_class", "size"):
+        for name in ("classes_per_task", "per_class", "size", "held_out"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise ValueError(f"{name}={value} must be at least 1")
         if self.padding < 0:
@@ -165,6 +186,7 @@ def make(chosen: StreamSettings, *, device: torch.device | str | None = None) ->
         seed=chosen.class_seed,
         padding=chosen.padding,
         flip=chosen.flip,
+        held_out=chosen.held_out,
         device=device,
     )
 

@@ -89,6 +89,15 @@ def test_the_command_of_a_job_is_the_job(tmp_path, monkeypatch):
         ({"seeds": [1.0]}, "seeds must be a list of whole numbers"),
         ({"streams": [""]}, "the stream's name is empty"),
         ({"set": {"epochs": "many"}}, "epochs=many must be a whole number"),
+        ({"vary": 3}, "vary must be a table of lists"),
+        ({"vary": {"lr": 0.1}}, r"\[vary\] lr=0.1 must be a list of values"),
+        ({"vary": {"lr": []}}, r"\[vary\] lr=\[\] must be a list of values"),
+        ({"vary": {"lr": [[0.1]]}}, r"must be a list of values"),
+        ({"vary": {"lr": [0.1, 0.1]}}, r"names a value twice"),
+        ({"vary": {"lr": [0.1]}, "set": {"lr": 0.1}}, r"lr is asked for twice: in \[vary\], and in set; give one"),
+        ({"vary": {"memory": [5]}}, r"memory is asked for twice: in \[vary\], and in memory"),
+        ({"vary": {"lrr": [0.1]}}, "no method of this grid has a setting 'lrr'"),
+        ({"vary": {"lr": ["fast"]}}, "lr=fast must be a finite number"),
         ({"arms": 3}, "arms must be tables, one for each arm"),
         ({"arms": {"half": 3}}, "arms must be tables, one for each arm"),
         ({"arms": {"half": {"gamma": 0.5}}, "methods": ["half"]}, r"\[arms.half\] has no method"),
@@ -112,7 +121,7 @@ def test_a_grid_that_asks_for_what_is_not_there_runs_nothing(changed, sentence, 
 def test_the_example_in_the_help_is_a_grid(tmp_path):
     path = tmp_path / "grid.toml"
     path.write_text(settings.GRID_EXAMPLE.read_text(encoding="utf-8"), encoding="utf-8")
-    assert len(plan.read_grid(path, tmp_path)) == 1 * 3 * 2 * 3
+    assert len(plan.read_grid(path, tmp_path)) == 1 * 3 * 2 * 2 * 3
     path.write_text("streams = [")
     with pytest.raises(ValueError, match=r"grid\.toml is no TOML: .* a grid reads like this:"):
         plan.read_grid(path, tmp_path)
@@ -138,3 +147,15 @@ def test_an_arm_is_a_method_under_another_name_with_settings_of_its_own(tmp_path
     assert {(job.run.recipe.epochs, job.run.settings.late_epochs) for job in jobs} == {(3, 1)}
     assert "--set gamma=1.0" in jobs[1].command
     assert "--method metasp" in jobs[1].command
+
+
+def test_what_varies_gives_a_run_for_each_value_where_the_method_has_the_setting(tmp_path):
+    vary = {"lr": [0.1, 0.03], "pseudo_steps": [1, 3]}
+    jobs = plan.jobs(description(seeds=[1], vary=vary), tmp_path)
+    assert {(job.run.method, job.run.recipe.lr, getattr(job.run.settings, "pseudo_steps", None)) for job in jobs} == {
+        ("er", 0.1, None),
+        ("er", 0.03, None),
+        *(("metasp", lr, k) for lr in (0.1, 0.03) for k in (1, 3)),
+    }
+    assert len(jobs) == 6
+    assert "split-fashion-mnist_metasp_memory-200_lr-0.03_pseudo_steps-3_seed-1" in {job.name for job in jobs}

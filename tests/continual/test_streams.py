@@ -265,3 +265,31 @@ def test_mini_imagenets_lists_make_five_tasks_of_twenty_classes(home):
     (root / "val.csv").unlink()
     with pytest.raises(ValueError, match=r"holds 84 class folders, but mini-imagenet has 100 classes"):
         sources.load("mini-imagenet")
+
+
+# --- held out ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", [None, 3])
+@pytest.mark.parametrize(("per_class", "held_out"), [(None, 4), (11, 1), (5, 4)])
+def test_what_is_held_out_is_tested_on_and_not_trained_on(seed, per_class, held_out):
+    """The two parts together are the training images of the stream without it, and no test image is looked at."""
+
+    def made(held_out):
+        kinds = {"classes_per_task": 2, "per_class": per_class, "seed": seed, "held_out": held_out}
+        return split(TRAIN, TEST, **kinds, device=CPU)
+
+    whole, parted = made(None), made(held_out)
+    assert parted.classes == whole.classes
+    trained, tested = numbers(parted.images), numbers(parted.test_images)
+    assert sorted([*trained, *tested]) == sorted(numbers(whole.images))
+    counts = parted.test_labels.bincount().tolist()
+    assert counts == [held_out] * len(whole.classes)
+    for task in parted.tasks:
+        assert set(parted.test_labels[task.test].tolist()) == set(task.classes)
+
+
+@pytest.mark.parametrize("held_out", [0, -1, 40, 41])
+def test_holding_out_everything_or_nothing_is_refused(held_out):
+    with pytest.raises(ValueError, match=f"held_out={held_out}"):
+        split(TRAIN, TEST, classes_per_task=2, held_out=held_out)
