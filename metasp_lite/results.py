@@ -1,5 +1,6 @@
 """Stored results: one JSON file each, an object or a list of them, with what is needed to obtain it again."""
 
+import functools
 import hashlib
 import json
 import math
@@ -23,10 +24,8 @@ _PACKAGES = ("torch", "torchvision", "numpy", "scipy", "scikit-learn")
 
 def provenance() -> dict[str, object]:
     """Say with what a result was obtained: commit, whether code differed from it, versions, device, cores, date."""
-    changes = _git("status", "--porcelain", "--", "metasp_lite", "pyproject.toml")
     return {
-        "commit": _git("rev-parse", "HEAD") or "unknown",
-        "uncommitted_changes": None if changes is None else changes != "",  # None: not a checkout
+        **_code(),
         "versions": {"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}},
         "device": settings.device().type,
         "processors": os.cpu_count(),
@@ -51,7 +50,7 @@ def write(path: Path, result: Mapping[str, object] | Sequence[Mapping[str, objec
 
 
 def place(name: str) -> Path:
-    """Return where the result ``name`` (``"bench/toy.json"``) is stored, before it is computed.
+    """Return where the result ``name`` (``"bench/toy.json"``) is stored, before it is computed by this code.
 
     Raises:
         OSError: when it could not be written there, or where the package was installed without the project.
@@ -59,6 +58,7 @@ def place(name: str) -> Path:
     if not settings.PROJECT_DATA_DIR.is_dir():
         raise FileNotFoundError(f"{RESULTS_DIR} is not there to store {name} in; {settings.INSTALL_CHECKOUT}")
     require_writable(RESULTS_DIR / name)
+    _code()
     return RESULTS_DIR / name
 
 
@@ -112,6 +112,19 @@ def _refuse_constant(name: str) -> NoReturn:
 def _finite(text: str) -> float:
     number = float(text)
     return number if math.isfinite(number) else _refuse_constant(text)
+
+
+@functools.cache
+def _code() -> dict[str, object]:
+    """Return commit and whether the code differed from it, as they were when this process first asked.
+
+    A long computation goes on with the code that it has loaded, whatever is committed meanwhile.
+    """
+    changes = _git("status", "--porcelain", "--", "metasp_lite", "pyproject.toml")
+    return {
+        "commit": _git("rev-parse", "HEAD") or "unknown",
+        "uncommitted_changes": None if changes is None else changes != "",  # None: not a checkout
+    }
 
 
 def _git(*arguments: str) -> str | None:

@@ -108,6 +108,20 @@ def test_the_place_of_a_result_is_refused_where_nothing_can_be_stored(tmp_path, 
         results.place("bench/toy.json")
 
 
+def test_a_long_computation_keeps_the_commit_that_it_began_with(monkeypatch):
+    """Its code was loaded then; a commit made meanwhile is of other code."""
+    answers = {"status": "", "rev-parse": "a" * 40}
+    monkeypatch.setattr(results, "_git", lambda command, *_: answers[command])
+    results._code.cache_clear()
+    try:
+        results.place("bench/toy.json")
+        answers.update({"status": " M metasp_lite/results.py", "rev-parse": "b" * 40})
+        origin = results.provenance()
+        assert (origin["commit"], origin["uncommitted_changes"]) == ("a" * 40, False)
+    finally:
+        results._code.cache_clear()
+
+
 def test_git_is_asked_without_a_lock(monkeypatch):
     """A run that is killed meanwhile would leave the lock behind, and nobody could commit."""
     asked, real = [], results.subprocess.run
