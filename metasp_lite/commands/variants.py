@@ -1,4 +1,4 @@
-"""MetaSP's weights, rivals and rehearsal selection: ``python -m metasp_lite variants [weights] [rivals] [selection]``.
+"""MetaSP's weights and its rivals: ``python -m metasp_lite variants [weights] [rivals]``.
 
 A few minutes each, on one thread.  Stored in data/results/variants.
 """
@@ -8,7 +8,6 @@ import argparse
 _PLACES = {  # of each study
     "weights": "variants/split-fashion-mnist.json",
     "rivals": "variants/rivals-split-fashion-mnist.json",
-    "selection": "variants/selection-split-fashion-mnist.json",
 }
 
 
@@ -18,7 +17,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "studies",
         nargs="*",
         metavar=f"{{{','.join(_PLACES)}}}",
-        help="weights: their variants; rivals: MetaSP among them; selection: RehSel taken apart (default: all)",
+        help="weights: their variants; rivals: MetaSP among them (default: both)",
     )
 
 
@@ -35,7 +34,7 @@ def main(arguments: argparse.Namespace) -> int:
 
     paths = {name: results.place(place) for name, place in _PLACES.items() if name in chosen}
     torch.set_num_threads(1)  # as in the runs: the stored rows name this number
-    studies = {"weights": variants.study, "rivals": variants.rivals, "selection": variants.selection}
+    studies = {"weights": variants.study, "rivals": variants.rivals}
     for name, path in paths.items():
         results.write(path, studies[name]())
         print(f"stored in {path.relative_to(settings.PROJECT_DIR)}")

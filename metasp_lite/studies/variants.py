@@ -1,7 +1,7 @@
-"""MetaSP on lite Split Fashion-MNIST: its weights' variants, its rivals, and its rehearsal selection taken apart.
+"""MetaSP on lite Split Fashion-MNIST: its weights' variants, and its rivals.
 
-Three studies, each a list of rows, a row a run: ``study`` (the variants of the weights and ER-late at two learning
-rates from five seeds), ``rivals`` and ``selection`` (from ten seeds, at the stream's own rate).
+Two studies, each a list of rows, a row a run: ``study`` (the variants of the weights and ER-late at two learning rates
+from five seeds) and ``rivals`` (from ten seeds, at the stream's own rate).
 """
 
 import tempfile
@@ -32,23 +32,6 @@ _WHAT = {"profile": "lite", "stream": "split-fashion-mnist"}
 _RIVALS = ("joint", "fine-tune", "er", "er-late", "metasp", "metasp-rehsel")  # joint first: its network judges memories
 
 _SETTINGS = ("class_incremental", "task_incremental")
-_SELECTIONS = [
-    {"clusters": clusters, "store": store, "drop": drop}
-    for clusters, store, drop in (
-        ("features", "influence", "influence"),  # RehSel
-        ("features", "influence", "chance"),
-        ("features", "chance", "influence"),
-        ("features", "chance", "chance"),
-        ("none", "influence", "influence"),  # no clusters
-        ("none", "chance", "influence"),  # what the authors' code does in effect
-        ("class", "chance", "chance"),  # MetaSP
-        ("features", "centre", "chance"),
-        ("class-features", "centre", "chance"),
-        ("features", "loss", "loss"),
-        ("class", "loss", "chance"),
-    )
-]
-
 _Row = dict[str, object]
 
 
@@ -90,19 +73,6 @@ def rivals(seeds: Iterable[int] = _TEN, changes: Mapping[str, object] | None = N
             memory = getattr(run.settings, "memory", None)
             row = {**_WHAT, "memory": memory, "method": method, "seed": seed, **ends}
             rows.append({**row, "wrong_by_joint": _wrong(judge, inside, method), **inside.correlations()})
-    return rows
-
-
-def selection(seeds: Iterable[int] = _TEN, changes: Mapping[str, object] | None = None) -> list[_Row]:
-    """Return a row for each run with a rehearsal selection: RehSel, and RehSel taken apart (``RehSelSettings``)."""
-    rows = []
-    for seed in seeds:
-        for chosen in _SELECTIONS:
-            run, stream = _prepared("metasp-rehsel", seed, {**chosen, **(changes or {})})
-            with tempfile.TemporaryDirectory() as folder:
-                result = train(run, Path(folder) / "run", stream=stream, threads=1, progress_bar=False)
-            ends = {f"a_inf_{setting}": round(result[setting]["a_inf"], 6) for setting in _SETTINGS}
-            rows.append({**_WHAT, "memory": _MEMORY, "method": run.method, "seed": seed, **chosen, **ends})
     return rows
 
 

@@ -127,6 +127,16 @@ def test_the_example_in_the_help_is_a_grid(tmp_path):
         plan.read_grid(path, tmp_path)
 
 
+GRIDS = sorted((settings.PROJECT_DATA_DIR / "grids").glob("*.toml"))
+
+
+@pytest.mark.parametrize("path", GRIDS, ids=lambda path: path.stem)
+def test_the_grids_of_the_project_can_be_read_and_name_all_that_they_run(path, tmp_path):
+    jobs = plan.read_grid(path, tmp_path)
+    assert len({job.name for job in jobs}) == len(jobs) > 10
+    assert path.read_text(encoding="utf-8").startswith("# ")  # says what it is for
+
+
 def test_two_folders_of_one_name_are_not_mixed_up(folder, tmp_path):
     other = make_folder(tmp_path / folder.name, classes=2)
     with pytest.raises(ValueError, match="give the folders of images different names"):

@@ -93,15 +93,3 @@ def test_what_was_seen_inside_is_what_a_watcher_of_the_same_runs_finds(tmp_path)
         assert rows["metasp"]["between_late_epochs"][k - 1] == pytest.approx(again, abs=1e-4)
         assert rows["metasp"]["size_and_loss"][k - 1] == pytest.approx(size, abs=1e-4)
     assert rows["fine-tune"]["wrong_by_joint"] is rows["er"]["size_and_loss"] is None
-
-
-def test_selection_taken_apart_holds_rehsel_metasp_and_what_lies_between(tmp_path):
-    rows = variants.selection([7], FEW)
-    arms = {(row["clusters"], row["store"], row["drop"]): row for row in rows}
-    assert len(arms) == len(rows) == 11
-    same_as = {("features", "influence", "influence"): "metasp-rehsel", ("class", "chance", "chance"): "metasp"}
-    for arm, method in same_as.items():
-        result, _ = alone(method, tmp_path)
-        for setting in ("class_incremental", "task_incremental"):
-            assert arms[arm][f"a_inf_{setting}"] == pytest.approx(result[setting]["a_inf"], abs=1e-6)
-    assert len({row["a_inf_class_incremental"] for row in rows}) >= 9  # the parts make a difference here
