@@ -1,4 +1,4 @@
-"""The command line: ``python -m metasp_lite data``, ``tour``, ``bench``, ``train``, ``grid``, ``stages``, ``variants``.
+"""The command line: ``python -m metasp_lite`` with one of ``COMMANDS``.
 
 Each command is a module of ``commands`` with ``configure`` (its options) and ``main``.  Only the one that is called is
 imported, and it imports what computes only when it runs: help and a misspelt option answer at once.
@@ -21,6 +21,7 @@ COMMANDS = {
     "bench": "measure what influences, a MetaSP step and training cost, and store it",
     "train": "train one method on one stream; the same line again goes on",
     "grid": "train all combinations of streams, methods, memory sizes and seeds",
+    "report": "print tables of a grid's runs, with paired tests",
     "stages": "measure two-stage influence against retraining, and store it",
     "variants": "train MetaSP with each variant of its weights, and ER-late beside it, and store the ends",
 }

@@ -24,6 +24,8 @@ class Job:
     """One run of a grid."""
 
     name: str
+    arm: str
+    case: dict[str, object]  # what varies, of this run
     run: Run
     out: Path
     threads: int  # that compute it: with another number it would round differently
@@ -75,7 +77,7 @@ def jobs(description: Mapping[str, object], out: Path, threads: int = 1) -> list
         words = ["train", "--profile", grid.profile, "--stream", stream, "--method", method, "--seed", str(seed)]
         words += [] if memory is None else ["--memory", str(memory)]
         words += ["--threads", str(threads), *_set(overrides), "--out", str(folder)]
-        result[name] = Job(name, run, folder, threads, shlex.join(["python", "-m", "metasp_lite", *words]))
+        result[name] = Job(name, arm, own, run, folder, threads, shlex.join(["python", "-m", "metasp_lite", *words]))
     if unused := sorted({*grid.shared, *grid.vary} - used):
         raise ValueError(f"no method of this grid has a setting {', '.join(map(repr, unused))}")
     return list(result.values())

@@ -1,0 +1,129 @@
+"""Reports: every cell is recomputed by hand from the runs; a missing run is a gap, a foreign one is refused."""
+
+import json
+import statistics
+
+import pytest
+import scipy.stats
+from helpers.tiny_stream import SETTINGS, make_folder
+
+from metasp_lite import __main__, results
+from metasp_lite.continual import grid, plan
+from metasp_lite.studies import report
+
+FEW = {name: SETTINGS[name] for name in ("epochs", "batch", "lr", "momentum")}
+SEEDS = [1, 2, 3]
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    """A grid of two methods and an arm, run on tiny images: (file, folder, results by arm and seed)."""
+    place = tmp_path_factory.mktemp("report")
+    folder = make_folder(place / "images")
+    lines = [f"streams = {json.dumps([str(folder)])}", f'methods = ["fine-tune", "er", "half"]\nseeds = {SEEDS}']
+    lines += ['profile = "lite"', "memory = [12]", "[set]", *(f"{k} = {json.dumps(v)}" for k, v in FEW.items())]
+    lines += ['[arms.half]\nmethod = "er"\nmemory_batch = 3']
+    file, out = place / "tiny.toml", place / "runs"
+    file.write_text("\n".join(lines), encoding="utf-8")
+    jobs = plan.read_grid(file, out)
+    assert {outcome.state for outcome in grid.run_all(jobs)} == {"finished"}
+    return file, out, {(job.arm, job.run.seed): results.read(job.out / "result.json") for job in jobs}
+
+
+def test_a_row_is_a_run_in_a_setting(tiny):
+    file, out, found = tiny
+    table = report.runs(file, out)
+    assert len(table) == 2 * 3 * 3
+    for _, row in table.iterrows():
+        result = found[row["arm"], row["seed"]]
+        for measure in ("a1", "a_inf", "a_m", "bwt", "forgetting"):
+            assert row[measure] == pytest.approx(100 * result[row["setting"]][measure])
+        assert row["steps"] == result["steps"]
+
+
+def test_the_papers_table_by_hand(tiny):
+    file, out, found = tiny
+    (title, part), (other, _) = report.parts(report.runs(file, out))
+    assert title.endswith("class-incremental, |M| = 12")
+    assert other.endswith("task-incremental, |M| = 12")
+    shown = report.paper_table(part, "half")
+    ends = {arm: [100 * found[arm, seed]["class_incremental"]["a_inf"] for seed in SEEDS] for arm in shown.index}
+    assert [*shown.index] == ["fine-tune", "er", "half"]
+    for arm, values in ends.items():
+        text = f"{statistics.mean(values):.2f} ± {statistics.stdev(values):.2f}"
+        gains = [a - b for a, b in zip(values, ends["half"], strict=True)]
+        if statistics.stdev(gains) > 1e-9:
+            test = scipy.stats.ttest_rel(values, ends["half"])
+            text += "" if test.pvalue >= 0.05 else " •" if test.statistic < 0 else " ∘"
+        elif abs(gains[0]) > 1e-9:  # the same in every seed
+            text += " •" if gains[0] < 0 else " ∘"
+        assert shown.loc[arm, "A_∞"] == text
+
+
+def test_differences_are_paired_by_seed_and_corrected_for_their_number(tiny):
+    file, out, found = tiny
+    (_, part), _ = report.parts(report.runs(file, out))
+    rows = report.against(part, "half", "a1")
+    assert [*rows.index] == ["fine-tune", "er"]
+    for arm, row in rows.iterrows():
+        gains = [
+            100 * (found[arm, s]["class_incremental"]["a1"] - found["half", s]["class_incremental"]["a1"])
+            for s in SEEDS
+        ]
+        assert row["difference"] == pytest.approx(statistics.mean(gains))
+        assert row["corrected"] >= row["p"]
+    with pytest.raises(ValueError, match="there is no arm 'gem'; give one of: er, fine-tune, half"):
+        report.against(part, "gem")
+
+
+def test_a_missing_run_is_a_gap_and_a_run_of_something_else_is_refused(tiny, tmp_path):
+    file, out, found = tiny
+    few = tmp_path / "runs"
+    for name in ("images_fine-tune_seed-1", "images_er_memory-12_seed-1", "images_er_memory-12_seed-2"):
+        (few / name).mkdir(parents=True)
+        (few / name / "result.json").write_bytes((out / name / "result.json").read_bytes())
+    (_, part), _ = report.parts(report.runs(file, few))
+    shown = report.paper_table(part, "half")["A_∞"]
+    end = 100 * found["fine-tune", 1]["class_incremental"]["a_inf"]
+    assert shown["fine-tune"] == f"{end:.2f} (1 of 3)"
+    assert shown["er"].endswith("(2 of 3)")
+    assert shown["half"] == "–"
+    source = out / "images_er_memory-12_seed-2" / "result.json"
+    (few / "images_er_memory-12_seed-1" / "result.json").write_bytes(source.read_bytes())
+    with pytest.raises(ValueError, match="is of another run than images_er_memory-12_seed-1"):
+        report.runs(file, few)
+
+
+def test_the_command_prints_and_writes_tables_in_three_formats(tiny, tmp_path, capsys):
+    file, out, found = tiny
+    words = ["report", str(file), "--runs", str(out), "--against", "er"]
+    assert __main__.main(words) == 0
+    printed = capsys.readouterr().out
+    mean = statistics.mean(100 * found["half", seed]["task_incremental"]["bwt"] for seed in SEEDS)
+    assert "| half |" in printed
+    assert f"{mean:.2f} ± " in printed
+    assert "A_∞ against er, in points:" in printed
+    assert __main__.main([*words, "--format", "latex", "--out", str(tmp_path / "t.tex")]) == 0
+    assert capsys.readouterr().out == f"9 of 9 runs are there; written to {tmp_path / 't.tex'}\n"
+    text = (tmp_path / "t.tex").read_text(encoding="utf-8")
+    assert text.count(r"\begin{table}") == 2
+    assert r"$\pm$" in text
+    assert text.isascii()
+    assert __main__.main([*words, "--format", "csv", "--out", str(tmp_path / "t.csv")]) == 0
+    lines = (tmp_path / "t.csv").read_text(encoding="utf-8").splitlines()
+    assert len(lines) == 1 + 18
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["nothing"], "there is no grid 'nothing' in"),
+        (["nothing.toml"], "nothing.toml cannot be read"),
+        (["selection-fashion-mnist", "--runs", "nowhere"], "nowhere has no run of selection-fashion-mnist.toml; run"),
+    ],
+)
+def test_the_command_says_what_is_not_there(words, sentence, capsys):
+    assert __main__.main(["report", *words]) == 1
+    said = capsys.readouterr().err
+    assert sentence in said
+    assert said.count("\n") == 1 or "reads like this" in said
