@@ -133,7 +133,7 @@ GRIDS = sorted((settings.PROJECT_DATA_DIR / "grids").glob("*.toml"))
 @pytest.mark.parametrize("path", GRIDS, ids=lambda path: path.stem)
 def test_the_grids_of_the_project_can_be_read_and_name_all_that_they_run(path, tmp_path):
     jobs = plan.read_grid(path, tmp_path)
-    assert len({job.name for job in jobs}) == len(jobs) > 10
+    assert len({job.name for job in jobs}) == len(jobs) >= 5
     assert path.read_text(encoding="utf-8").startswith("# ")  # says what it is for
 
 
