@@ -8,6 +8,7 @@ from torch import Tensor
 
 from metasp_lite import settings
 from metasp_lite.continual.fields import check_types
+from metasp_lite.continual.wrong_labels import KINDS, wrong_labels
 from metasp_lite.doors import Seed, typed
 from metasp_lite.files import utf8
 from metasp_lite.images import sets, sources
@@ -21,6 +22,7 @@ class Task:
     classes: range  # labels of its classes
     train: Tensor  # (n,) int64
     test: Tensor  # (m,) int64
+    trusted: Tensor  # (k,) int64, beside those of train: their labels are known to be right
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,7 +31,8 @@ class Stream:
 
     name: str
     images: Tensor  # (N, C, H, W) uint8, of all tasks
-    labels: Tensor  # (N,) int64, numbered in the stream's order: task 0 has 0 … c−1
+    labels: Tensor  # (N,) int64, numbered in the stream's order: task 0 has 0 … c−1; some may be wrong
+    wrong: Tensor  # (N,) bool, which of them are
     test_images: Tensor
     test_labels: Tensor
     classes: tuple[str, ...]  # by label
@@ -49,6 +52,10 @@ def split(
     padding: int = 0,
     flip: bool = False,
     held_out: int | None = None,
+    trusted: int = 0,
+    wrong: float = 0.0,
+    wrong_by: str = "chance",
+    wrong_seed: Seed = 0,
     device: torch.device | str | None = None,
 ) -> Stream:
     """Cut a data set into tasks of ``classes_per_task`` classes.
@@ -56,6 +63,9 @@ def split(
     ``per_class`` training images of each class (None: all).  With a ``seed`` the order of the classes and the images of
     the subset are drawn; without one they are those of the data set.  With ``held_out`` the last so many training
     images of each class are not trained on but tested on, in place of ``test``: for choosing settings.
+
+    ``trusted`` training images of each class are set aside (``Task.trusted``).  Of the others a share ``wrong`` of the
+    labels is wrong, as ``wrong_labels`` makes them from ``wrong_by`` and ``wrong_seed``.
 
     Raises:
         ValueError: when the classes do not divide into tasks, when a class has fewer images, none to test or none left
@@ -80,12 +90,20 @@ def split(
     tasks = []
     for first in range(0, count, classes_per_task):
         classes = range(first, first + classes_per_task)
-        places = [((y >= first) & (y < classes.stop)).nonzero()[:, 0] for y in (labels, test_labels)]
-        tasks.append(Task(classes, *places))
+        here, tested = (((y >= first) & (y < classes.stop)).nonzero()[:, 0] for y in (labels, test_labels))
+        kept, aside = _set_aside(here, labels, classes, trusted)
+        tasks.append(Task(classes, kept, tested, aside))
+    images = train.images.to(device)
+    given = labels
+    if wrong > 0:
+        given = wrong_labels(
+            images, labels, [(task.classes, task.train) for task in tasks], wrong, wrong_by, wrong_seed
+        )
     return Stream(
         name=train.name,
-        images=train.images.to(device),
-        labels=labels,
+        images=images,
+        labels=given,
+        wrong=given != labels,
         test_images=test.images.to(device),
         test_labels=test_labels,
         classes=tuple(train.classes[int(k)] for k in order),
@@ -110,6 +128,18 @@ def _require_alike(train: sets.ImageSet, test: sets.ImageSet) -> None:
         counts = images.labels.bincount(minlength=len(images.classes))
         if missing := [name for name, count in zip(images.classes, counts, strict=True) if count == 0]:
             raise ValueError(f"class {missing[0]!r} of {images.name} has no {part} images; add some or leave it out")
+
+
+def _set_aside(here: Tensor, labels: Tensor, classes: range, count: int) -> tuple[Tensor, Tensor]:
+    """Return the examples ``here`` of a task without the first ``count`` of each class, and these."""
+    firsts = [here[labels[here] == label][:count] for label in classes]
+    for label, first in zip(classes, firsts, strict=True):
+        if len(first) == int((labels[here] == label).sum()):
+            raise ValueError(
+                f"trusted={count} leaves none of the {len(first)} training images of a class; set fewer aside"
+            )
+    kept = torch.isin(here, torch.cat(firsts), invert=True)
+    return here[kept], here[~kept]
 
 
 def _parted(images: sets.ImageSet, count: int) -> tuple[sets.ImageSet, sets.ImageSet]:
@@ -147,6 +177,10 @@ class StreamSettings:
     class_seed: int | None = None  # draws class order and subset; None for those of the data set
     source: str | None = None  # where the data set is taken from; None for the first place that has it
     held_out: int | None = None  # training images of each class to test on in place of the test images
+    trusted: int = 0  # training images of each class set aside, with labels known to be right
+    wrong: float = 0.0  # share of the other training labels that are wrong
+    wrong_by: str = "chance"  # which of them: chance, or the brightest of each task's first class
+    wrong_seed: int = 0
 
     def __post_init__(self) -> None:
         """Refuse names and numbers that no stream has."""
@@ -160,6 +194,14 @@ class StreamSettings:
                 raise ValueError(f"{name}={value} must be at least 1")
         if self.padding < 0:
             raise ValueError(f"padding={self.padding} must be 0 pixels or more")
+        if not 0 <= self.wrong <= 1:
+            raise ValueError(f"wrong={self.wrong} must be a share from 0 to 1")
+        if self.wrong_by not in KINDS:
+            raise ValueError(f"wrong_by={self.wrong_by!r} does not exist; give one of: {', '.join(KINDS)}")
+        if self.wrong and self.classes_per_task < 2:
+            raise ValueError(f"wrong={self.wrong}: a task of one class has no wrong label; give more classes_per_task")
+        if self.trusted < 0 or not 0 <= self.wrong_seed < 2**63:
+            raise ValueError(f"trusted={self.trusted} and wrong_seed={self.wrong_seed} must be 0 or more")
         if self.class_seed is not None and not 0 <= self.class_seed < 2**63:
             raise ValueError(f"class_seed={self.class_seed} must be 0 or more, and below 2**63, or none")
 
@@ -187,6 +229,10 @@ def make(chosen: StreamSettings, *, device: torch.device | str | None = None) ->
         padding=chosen.padding,
         flip=chosen.flip,
         held_out=chosen.held_out,
+        trusted=chosen.trusted,
+        wrong=chosen.wrong,
+        wrong_by=chosen.wrong_by,
+        wrong_seed=chosen.wrong_seed,
         device=device,
     )
 

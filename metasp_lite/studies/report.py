@@ -26,6 +26,11 @@ def grid_file(name: str) -> Path:
     return path
 
 
+def stored(name: str) -> pd.DataFrame:
+    """Return ``runs`` of the project's grid ``name``, from ``data/results/runs``."""
+    return runs(grid_file(name), results.RESULTS_DIR / "runs" / name)
+
+
 def runs(file: Path, folder: Path) -> pd.DataFrame:
     """Return a row for each run of the grid ``file`` and setting, from what lies in ``folder``; measures in per cent.
 

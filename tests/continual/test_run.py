@@ -14,7 +14,7 @@ from helpers.tiny_stream import Stopped, make_folder, run_on, stop_at
 from PIL import Image
 
 from metasp_lite import files, results
-from metasp_lite.continual import streams, training
+from metasp_lite.continual import training
 from metasp_lite.continual.run import finished
 
 
@@ -137,7 +137,6 @@ def test_an_older_result_is_finished_where_nothing_contradicts(folder, stream, t
 def test_a_stored_run_is_finished_where_it_was_computed(path, stream, tmp_path):
     stored = json.loads(path.read_text(encoding="utf-8"))
     shutil.copy(path, tmp_path / "result.json")
-    origin = stored["obtained_with"]
     here = {**stored["run"], **{name: stored[name] for name in ("images", "device", "threads", "draws")}}
     assert finished(tmp_path, here) == stored
     with pytest.raises(ValueError, match="threads is"):

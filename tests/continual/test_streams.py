@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import scipy.stats
 import torch
 from helpers.image_files import save, write_lists
 from helpers.tiny_stream import make_folder, run_on
@@ -293,3 +294,84 @@ def test_what_is_held_out_is_tested_on_and_not_trained_on(seed, per_class, held_
 def test_holding_out_everything_or_nothing_is_refused(held_out):
     with pytest.raises(ValueError, match=f"held_out={held_out}"):
         split(TRAIN, TEST, classes_per_task=2, held_out=held_out)
+
+
+# --- wrong labels and trusted ones ------------------------------------------------------------------------------------
+
+
+def spoiled(**changed):
+    return split(TRAIN, TEST, **{"classes_per_task": 3, "device": CPU} | changed)
+
+
+@SEEDS
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.4, 1.0])
+def test_a_share_of_each_class_gets_another_label_of_its_task_by_chance(seed, share):
+    right, stream = spoiled(seed=seed), spoiled(seed=seed, wrong=share, wrong_seed=7)
+    assert torch.equal(stream.images, right.images)
+    assert torch.equal(stream.wrong, stream.labels != right.labels)
+    assert torch.equal(stream.test_labels, right.test_labels)
+    for task, other in zip(stream.tasks, right.tasks, strict=True):
+        assert torch.equal(task.train, other.train)
+        assert set(stream.labels[task.train].tolist()) <= set(task.classes)
+        for label in task.classes:
+            members = task.train[right.labels[task.train] == label]
+            assert int(stream.wrong[members].sum()) == round(share * 40)
+    again, other = (spoiled(seed=seed, wrong=share, wrong_seed=number).labels for number in (7, 8))
+    assert torch.equal(again, stream.labels)
+    assert torch.equal(other, stream.labels) == (share == 0)
+
+
+def test_all_other_classes_of_the_task_are_equally_likely():
+    """4,000 wrong labels of three classes: a chi-square test that fails a correct program one time in 10,000."""
+    counts = torch.zeros(3, 3)
+    for number in range(50):
+        stream = spoiled(wrong=1.0, wrong_seed=number)
+        for true, given in zip(spoiled().labels.tolist(), stream.labels.tolist(), strict=True):
+            if true < 3:
+                counts[true, given] += 1
+    assert counts.diagonal().tolist() == [0, 0, 0]
+    assert scipy.stats.chisquare(counts[~torch.eye(3, dtype=torch.bool)].tolist()).pvalue > 1e-4
+
+
+def test_the_brightest_of_each_tasks_first_class_get_its_second():
+    stream, right = spoiled(wrong=0.25, wrong_by="brightest"), spoiled()
+    for task in stream.tasks:
+        first, second, third = task.classes
+        members = task.train[right.labels[task.train] == first]
+        brightness = stream.images[members].double().mean(dim=(1, 2, 3))
+        wrong = stream.wrong[members]
+        assert int(wrong.sum()) == 10
+        assert brightness[wrong].min() >= brightness[~wrong].max()
+        assert set(stream.labels[members][wrong].tolist()) == {second}
+        assert not stream.wrong[task.train[torch.isin(right.labels[task.train], torch.tensor([second, third]))]].any()
+
+
+@pytest.mark.parametrize("wrong", [0.0, 0.5])
+def test_trusted_examples_stand_aside_and_are_right(wrong):
+    stream, right = spoiled(trusted=4, wrong=wrong), spoiled()
+    for task, whole in zip(stream.tasks, right.tasks, strict=True):
+        assert sorted([*task.train.tolist(), *task.trusted.tolist()]) == whole.train.tolist()
+        assert right.labels[task.trusted].bincount(minlength=6)[list(task.classes)].tolist() == [4, 4, 4]
+        assert not stream.wrong[task.trusted].any()
+        assert int(stream.wrong[task.train].sum()) == 3 * round(wrong * 36)
+
+
+@pytest.mark.parametrize(
+    ("changed", "sentence"),
+    [
+        ({"wrong": 1.5}, r"wrong=1\.5 must be a share from 0 to 1"),
+        ({"wrong": -0.1}, r"wrong=-0\.1 must be a share"),
+        ({"wrong_by": "malice"}, "wrong_by='malice' does not exist; give one of: chance, brightest"),
+        ({"wrong": 0.1, "classes_per_task": 1}, "a task of one class has no wrong label"),
+        ({"trusted": -1}, "trusted=-1"),
+        ({"wrong_seed": -1}, "wrong_seed=-1"),
+    ],
+)
+def test_wrong_labels_that_cannot_be_made_are_refused(changed, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        StreamSettings(**{"data": "fashion-mnist", "classes_per_task": 2} | changed)
+
+
+def test_setting_everything_aside_is_refused():
+    with pytest.raises(ValueError, match="trusted=40 leaves none of the 40 training images of a class"):
+        spoiled(trusted=40)

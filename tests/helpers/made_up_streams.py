@@ -8,8 +8,13 @@ from metasp_lite.images.sets import ImageSet
 CPU = torch.device("cpu")
 
 
-def noise_stream(*, classes=6, per_class=10, classes_per_task=2, shape=(1, 8, 8), padding=1, flip=True, seed=0):
-    """Images of noise; each class is brighter in a row of its own, so that a network can learn them."""
+def noise_stream(
+    *, classes=6, per_class=10, classes_per_task=2, shape=(1, 8, 8), padding=1, flip=True, seed=0, **kinds
+):
+    """Images of noise; each class is brighter in a row of its own, so that a network can learn them.
+
+    ``kinds`` are what ``split`` takes beside: trusted examples, wrong labels.
+    """
     draw = torch.Generator().manual_seed(seed)
 
     def part(count):
@@ -19,7 +24,7 @@ def noise_stream(*, classes=6, per_class=10, classes_per_task=2, shape=(1, 8, 8)
         return ImageSet(images.to(torch.uint8), labels, tuple(map(str, range(classes))), "noise", "made up")
 
     train, test = part(per_class), part(4)
-    return split(train, test, classes_per_task=classes_per_task, padding=padding, flip=flip, device=CPU)
+    return split(train, test, classes_per_task=classes_per_task, padding=padding, flip=flip, device=CPU, **kinds)
 
 
 def counted_stream(sizes, classes_per_task):

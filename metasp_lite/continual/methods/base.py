@@ -60,7 +60,12 @@ class Method(Generic[_S_co]):
     scores_last_only: ClassVar[bool] = False  # whether only the accuracies after the last task mean anything
 
     def __init__(self, learner: Learner, settings: _S_co) -> None:
-        """Prepare for the stream of ``learner``."""
+        """Prepare for the stream of ``learner``.
+
+        Raises:
+            ValueError: as ``check``.
+        """
+        self.check(learner.stream, settings)
         self.settings = settings
 
     @classmethod

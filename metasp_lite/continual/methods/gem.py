@@ -42,7 +42,6 @@ class _TaskMemory(Rehearsal[M_co]):
         Raises:
             ValueError: as ``check``.
         """
-        self.check(learner.stream, settings)
         super().__init__(learner, settings)
         self.share = settings.memory // len(learner.stream.tasks)
 

@@ -9,9 +9,11 @@ from typing import ClassVar, TypeVar
 import torch
 from torch import Tensor
 
+from metasp_lite.calculus.losses import Examples
 from metasp_lite.continual.learner import Batch, Learner, rehearse, shuffled
-from metasp_lite.continual.methods.base import plain_step
+from metasp_lite.continual.methods.base import MethodSettings, plain_step
 from metasp_lite.continual.methods.replay import ERLate, LateSettings
+from metasp_lite.continual.streams import Stream
 from metasp_lite.influence import metasp
 
 _VARIANTS: dict[str, Callable[..., metasp.Fusion]] = {
@@ -33,6 +35,7 @@ class MetaSPSettings(LateSettings):
     validation: int = 0  # examples in each validation set; 0 for |M|/10
     gamma: float | None = None  # a fixed share of stability in I*; None for γ*
     dose: float | None = None  # of influence, of variant=dosed alone
+    validate_on_trusted: bool = False  # validation sets from what the stream has set aside, not from memory and task
     permuted: bool = False  # whether chance deals the weights out to the batch: a control
 
     def __post_init__(self) -> None:
@@ -80,16 +83,12 @@ class MetaSP(ERLate[_M_co]):
         """Take a plain step in the early epochs, then MetaSP's."""
         if not self.rehearses(learner):
             return plain_step(learner, batch)
-        kept = self.buffer.sample(self.settings.memory_batch, learner.draws.memory)
-        size, stream = self.settings.validation_size, learner.stream
-        old = self.buffer.sample(size, learner.draws.validation)
-        new = shuffled(learner.task.train, size, learner.draws.validation)[0]
+        kept, images, labels = self.rehearsed(learner)
         self.last_step = metasp.metasp_step(
             learner.model,
             learner.optimizer,
-            rehearse(learner, batch, kept.images, kept.labels),
-            (stream.augmentation.normalise(old.images), old.labels),
-            (stream.augmentation.normalise(stream.images[new]), stream.labels[new]),
+            rehearse(learner, batch, images, labels),
+            *self.validation_sets(learner),
             variant=self.weights(learner),
             pseudo_steps=self.settings.pseudo_steps,
         )
@@ -97,8 +96,36 @@ class MetaSP(ERLate[_M_co]):
         scores = {"influence": self.last_step.fusion.influence, "loss": self.last_step.losses, "scored": ones}
         for name, values in scores.items():
             getattr(self, name)[batch.places] += values[: len(batch.places)]
-            self.buffer.columns[name][kept.slots] += values[len(batch.places) :]
+            self.buffer.columns[name][kept.slots] += values[len(batch.places) :][: len(kept.slots)]
         return self.last_step.losses.mean()
+
+    def validation_sets(self, learner: Learner) -> tuple[Examples, Examples]:
+        """Draw V_old from the memory and V_new from the task, or both from what is trusted; without crops and flips."""
+        size, stream, draw = self.settings.validation_size, learner.stream, learner.draws.validation
+        normalise = stream.augmentation.normalise
+        if self.settings.validate_on_trusted:
+            earlier = torch.cat([task.trusted for task in stream.tasks[: learner.task_number]])
+            old, new = (shuffled(index, size, draw)[0] for index in (earlier, learner.task.trusted))
+            return (normalise(stream.images[old]), stream.labels[old]), (
+                normalise(stream.images[new]),
+                stream.labels[new],
+            )
+        stored = self.buffer.sample(size, draw)
+        new = shuffled(learner.task.train, size, draw)[0]
+        return (normalise(stored.images), stored.labels), (normalise(stream.images[new]), stream.labels[new])
+
+    @classmethod
+    def check(cls, stream: Stream, settings: MethodSettings) -> None:
+        """Refuse to rehearse or validate on trusted examples where the stream has set none aside.
+
+        Raises:
+            ValueError: then.
+        """
+        super().check(stream, settings)
+        if getattr(settings, "validate_on_trusted", False) and not len(stream.tasks[0].trusted):
+            raise ValueError(
+                "validate_on_trusted=True: the stream has set no examples aside; give trusted (--set trusted=20)"
+            )
 
     def weights(self, learner: Learner) -> Callable[..., metasp.Fusion]:
         """Return what turns influences into weights, by the settings."""

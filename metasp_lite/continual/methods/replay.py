@@ -6,9 +6,18 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from metasp_lite.continual.buffer import balanced_choice
-from metasp_lite.continual.learner import Batch, Learner, rehearse
-from metasp_lite.continual.methods.base import M_co, MemorySettings, Method, NoSettings, Rehearsal, plain_step
+from metasp_lite.continual.buffer import Memories, balanced_choice
+from metasp_lite.continual.learner import Batch, Learner, rehearse, shuffled
+from metasp_lite.continual.methods.base import (
+    M_co,
+    MemorySettings,
+    Method,
+    MethodSettings,
+    NoSettings,
+    Rehearsal,
+    plain_step,
+)
+from metasp_lite.continual.streams import Stream
 
 
 class FineTune(Method[NoSettings]):
@@ -58,6 +67,7 @@ class LateSettings(MemorySettings):
     """Rehearsal in the last epochs of a task only."""
 
     late_epochs: int = 2
+    rehearse_trusted: bool = False  # half of what is rehearsed from the examples that the stream has set aside
 
     def __post_init__(self) -> None:
         """Refuse a schedule that never rehearses."""
@@ -84,8 +94,31 @@ class ERLate(Rehearsal[_L_co]):
         """Descend on new and, in the last epochs, remembered examples."""
         if not self.rehearses(learner):
             return plain_step(learner, batch)
-        kept = self.buffer.sample(self.settings.memory_batch, learner.draws.memory)
-        return learner.descend(learner.loss(*rehearse(learner, batch, kept.images, kept.labels)))
+        _, images, labels = self.rehearsed(learner)
+        return learner.descend(learner.loss(*rehearse(learner, batch, images, labels)))
+
+    def rehearsed(self, learner: Learner) -> tuple[Memories, Tensor, Tensor]:
+        """Draw what this step rehearses: what comes from the memory, and all its images and labels, those first."""
+        size, stream = self.settings.memory_batch, learner.stream
+        share = size // 2 if self.settings.rehearse_trusted else 0
+        kept = self.buffer.sample(size - share, learner.draws.memory)
+        if share == 0:
+            return kept, kept.images, kept.labels
+        trusted = torch.cat([task.trusted for task in stream.tasks[: learner.task_number + 1]])
+        chosen = shuffled(trusted, share, learner.draws.memory)[0]
+        return kept, torch.cat([kept.images, stream.images[chosen]]), torch.cat([kept.labels, stream.labels[chosen]])
+
+    @classmethod
+    def check(cls, stream: Stream, settings: MethodSettings) -> None:
+        """Refuse to rehearse trusted examples where the stream has set none aside.
+
+        Raises:
+            ValueError: then.
+        """
+        if getattr(settings, "rehearse_trusted", False) and not len(stream.tasks[0].trusted):
+            raise ValueError(
+                "rehearse_trusted=True: the stream has set no examples aside; give trusted (--set trusted=20)"
+            )
 
     def rehearses(self, learner: Learner) -> bool:
         """Whether this epoch is one of the last, and there is something to rehearse."""

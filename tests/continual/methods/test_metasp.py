@@ -145,10 +145,58 @@ def test_a_restored_method_goes_on_bit_for_bit(kind, tmp_path):
     assert torch.equal(restored.buffer.images, method.buffer.images)
 
 
+def on_trusted(kind, **changed):
+    """A learner in the last epoch of its second task, on a stream of which three examples a class stand aside."""
+    stream = noise_stream(trusted=3)
+    chosen = kind.Settings(**{"memory": 12, "memory_batch": 8, "late_epochs": 1} | changed)
+    learner = Learner(stream, Recipe("mlp", 2, batch=7, lr=0.05), seed=2)
+    method = kind(learner, chosen)
+    follow(learner, method, tasks=1)
+    learner.task_number, learner.epoch = 1, 1
+    return learner, method
+
+
+@pytest.mark.parametrize("kind", [ERLate, MetaSP])
+def test_half_of_what_is_rehearsed_may_be_trusted_examples_of_the_tasks_so_far(kind):
+    learner, method = on_trusted(kind, rehearse_trusted=True)
+    stream, draws = learner.stream, copy.deepcopy(learner.draws)
+    kept, images, labels = method.rehearsed(learner)
+    assert torch.equal(kept.slots, torch.randperm(12, generator=draws.memory)[:4])
+    pool = torch.cat([stream.tasks[0].trusted, stream.tasks[1].trusted])
+    chosen = pool[torch.randperm(12, generator=draws.memory)[:4]]
+    assert torch.equal(images, torch.cat([method.buffer.images[kept.slots], stream.images[chosen]]))
+    assert torch.equal(labels, torch.cat([method.buffer.labels[kept.slots], stream.labels[chosen]]))
+    for index in learner.batches(method.examples(learner)):
+        method.step(learner, learner.batch(index))  # scores go to the slots alone
+    if kind is MetaSP:
+        assert len(method.last_step.losses) == len(index) + 8
+        assert int(method.buffer.columns["scored"].sum()) == 4 * 2
+
+
+def test_validation_sets_may_be_trusted_ones():
+    learner, method = on_trusted(MetaSP, validate_on_trusted=True, validation=5)
+    stream, draw = learner.stream, copy.deepcopy(learner.draws.validation)
+    (old, old_labels), (new, new_labels) = method.validation_sets(learner)
+    for inputs, labels, task in ((old, old_labels, stream.tasks[0]), (new, new_labels, stream.tasks[1])):
+        index = task.trusted[torch.randperm(6, generator=draw)[:5]]
+        assert torch.equal(inputs, stream.augmentation.normalise(stream.images[index]))
+        assert torch.equal(labels, stream.labels[index])
+
+
+@pytest.mark.parametrize("name", ["rehearse_trusted", "validate_on_trusted"])
+def test_trust_needs_examples_that_stand_aside(name):
+    with pytest.raises(ValueError, match=f"{name}=True: the stream has set no examples aside; give trusted"):
+        MetaSP(Learner(noise_stream(), Recipe("mlp", 2), seed=2), MetaSPSettings(**{name: True}))
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"variant": "best"}, "variant='best' does not exist; give one of: official, relative, mixed, printed"),
+        ({"gamma": 1.5}, r"gamma=1\.5 must be from 0, plasticity alone, to 1"),
+        ({"dose": 1.0}, r"dose=1\.0 and variant=official: dosed needs a dose, no other has one"),
+        ({"variant": "dosed"}, "dose=None and variant=dosed: dosed needs a dose"),
+        ({"variant": "dosed", "dose": -1.0}, r"dose=-1\.0 must be 0 or more"),
+        ({"variant": "best"}, "variant='best' does not exist; give one of: official, relative, mixed, printed, dosed"),
         ({"pseudo_steps": 0}, "pseudo_steps=0 must be at least 1"),
         ({"validation": -1}, "validation=-1"),
         ({"late_epochs": 0}, "late_epochs=0 must be at least 1"),

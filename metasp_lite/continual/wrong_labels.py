@@ -1,0 +1,40 @@
+"""Labels made wrong on purpose, to ask whether influence finds them: by chance, or in a system."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+KINDS = ("chance", "brightest")
+
+
+def wrong_labels(
+    images: Tensor, labels: Tensor, tasks: Sequence[tuple[range, Tensor]], share: float, kind: str, seed: int
+) -> Tensor:
+    """Return ``labels (N,)`` with a share of them wrong, each still one of its own task's classes.
+
+    ``tasks`` has the classes of each task and where its examples stand.  With ``chance`` the share of each class,
+    rounded, gets another of the task's classes, all equally likely.  With ``brightest`` the brightest images of the
+    task's first class get its second, and no others: a mistake with a system, which a network can learn.
+
+    Raises:
+        ValueError: when a task has a single class, so that no label can be wrong.
+    """
+    draw = torch.Generator().manual_seed(seed)
+    result = labels.clone()
+    for classes, examples in tasks:
+        if len(classes) < 2:
+            raise ValueError(f"wrong={share}: a task of one class has no wrong label; give more classes_per_task")
+        for label in classes if kind == "chance" else classes[:1]:
+            members = examples[labels[examples] == label]
+            count = round(share * len(members))
+            if kind == "chance":
+                chosen = members[torch.randperm(len(members), generator=draw)[:count].to(members.device)]
+                others = torch.tensor([other for other in classes if other != label])
+                new = others[torch.randint(len(others), (count,), generator=draw)]
+            else:
+                brightness = images[members].float().flatten(1).mean(dim=1)
+                chosen = members[brightness.argsort(descending=True, stable=True)[:count]]
+                new = torch.full((count,), classes[1])
+            result[chosen] = new.to(result)
+    return result
