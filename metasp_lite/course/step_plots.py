@@ -72,7 +72,10 @@ def pareto_paths(
         levels = values.max() * np.linspace(0.05, 0.9, 8) ** 2
         left.contour(*axes, values, levels=levels, colors=colour, linewidths=0.6, alpha=0.6)
     left.plot(*front.T, color="black", linewidth=3, label="Pareto-optimal")
-    for end, name, aside in ((front[-1], "minimum of $f_1$", (-12, 0)), (front[0], "minimum of $f_2$", (0, 14))):
+    for end, name, aside in (
+        (front[-1], "minimum of $\\ell_1$", (-12, 0)),
+        (front[0], "minimum of $\\ell_2$", (0, 14)),
+    ):
         place = {"xytext": aside, "textcoords": "offset points", "ha": "right" if aside[0] else "center"}
         left.annotate(name, end, **place, fontsize=9, va="center", bbox={"color": "white", "pad": 1})
     right.plot(*(objective(front) for objective in objectives), color="black", linewidth=3)
@@ -85,8 +88,8 @@ def pareto_paths(
                 ax.plot(*line[:, 0], "o", color="0.3", markersize=6)
                 ax.plot(*line[:, -1], "s", color=colour, markersize=6)
     left.set(xlabel="$θ_1$", ylabel="$θ_2$")
-    left.set_title("contours of $f_1$ (blue) and $f_2$ (orange)", fontsize=10)
-    right.set(xlabel="$f_1$", ylabel="$f_2$", aspect="equal")
+    left.set_title("contours of $\\ell_1$ (blue) and $\\ell_2$ (orange)", fontsize=10)
+    right.set(xlabel="$\\ell_1$", ylabel="$\\ell_2$", aspect="equal")
     right.set_title("the two losses; circles: starts, squares: ends", fontsize=10)
     figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=10)
     return figure

@@ -44,7 +44,7 @@ def test_every_descent_is_drawn_over_the_contours_and_as_losses():
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["Pareto-optimal", "γ*", "half"]
     assert right.get_aspect() == 1  # one rate of fall is a line of 45°
     assert len(left.collections) == 2  # contours
-    assert [text.get_text() for text in left.texts] == ["minimum of $f_1$", "minimum of $f_2$"]
+    assert [text.get_text() for text in left.texts] == ["minimum of $\\ell_1$", "minimum of $\\ell_2$"]
 
 
 @pytest.mark.parametrize("count", [1, 3])
