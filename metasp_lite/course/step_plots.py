@@ -95,6 +95,37 @@ def pareto_paths(
     return figure
 
 
+def step_graph() -> Figure:
+    """Draw what depends on what in one weighted step: θ and E make θ′, and θ′ both validation losses.
+
+    The thick arrows are the paths of the two influences; beside each stands its derivative.
+    """
+    figure, ax = plt.subplots(figsize=(8.5, 3.0))
+    theta, moved, extra = (0.05, 0.2), (0.5, 0.5), (0.05, 0.8)
+    old, new = (0.9, 0.8), (0.9, 0.2)
+    names = {theta: "$\\theta$", extra: "$E$", moved: "$\\theta'$"}
+    names |= {old: "$\\ell(V_{old},\\theta')$", new: "$\\ell(V_{new},\\theta')$"}
+    step = "$-\\frac{a}{n}\\nabla L(\\theta)^\\top$"
+    edges = [(theta, moved, "0.5", "the plain step"), (extra, moved, "black", step)]
+    edges += [
+        (moved, old, BLUE, "$\\nabla\\ell(V_{old},\\theta')$"),
+        (moved, new, ORANGE, "$\\nabla\\ell(V_{new},\\theta')$"),
+    ]
+    for start, end, colour, label in edges:
+        look = {"arrowstyle": "-|>", "color": colour, "linewidth": 1 if colour == "0.5" else 3}
+        ax.annotate("", end, start, arrowprops=look | {"shrinkA": 22, "shrinkB": 46 if end[0] > 0.8 else 22})
+        middle, above = np.add(start, end) / 2, (end[1] - start[1]) * (1 if end is moved else -1) < 0
+        ax.annotate(
+            label, middle, (0, 16 if above else -16), textcoords="offset points", ha="center", va="center", fontsize=13
+        )
+    for place, name in names.items():
+        box = {"boxstyle": "round,pad=0.4", "facecolor": "white", "edgecolor": "0.3"}
+        ax.text(*place, name, ha="center", va="center", fontsize=13, bbox=box)
+    ax.set(xlim=(0, 1), ylim=(0, 1))
+    ax.axis("off")
+    return figure
+
+
 @typed
 def stability_plasticity(
     ax: Axes,
@@ -126,6 +157,7 @@ def stability_plasticity(
         offset = "offset points"
         ax.annotate(str(i), here, xytext=aside, textcoords=offset, ha=alignment, annotation_clip=True, fontsize=9)
     ax.set(xlim=(-wide, wide), ylim=(-high, high))
+    ax.locator_params(axis="x", nbins=5)  # more would touch each other in half a page's width
     ax.set_xlabel("$I_S$, on the old classes (nats; left helps)")
     ax.set_ylabel("$I_P$, on the new classes (nats; below helps)")
     ax.legend(fontsize=9, loc="lower left")
