@@ -176,7 +176,7 @@ def pulls_on_optimum(
     are dashed; those of the examples ``named`` are thick and have their names.
     """
     first, second, height = (values.cpu().numpy() for values in surface)
-    at, ends = optimum.cpu().numpy(), (optimum + pulls).cpu().numpy()
+    at, ends = (float(optimum[0]), float(optimum[1])), (optimum + pulls).cpu().numpy()
     drawn = ax.contour(first, second, 1000 * height, levels=14, colors="0.7", linewidths=0.8)
     ax.clabel(drawn, fmt="%.0f", fontsize=8)
     slopes = np.gradient(height, second, first)  # of rows, which are θ₂, then of columns

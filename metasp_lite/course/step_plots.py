@@ -114,9 +114,10 @@ def step_graph() -> Figure:
     for start, end, colour, label in edges:
         look = {"arrowstyle": "-|>", "color": colour, "linewidth": 1 if colour == "0.5" else 3}
         ax.annotate("", end, start, arrowprops=look | {"shrinkA": 22, "shrinkB": 46 if end[0] > 0.8 else 22})
-        middle, above = np.add(start, end) / 2, (end[1] - start[1]) * (1 if end is moved else -1) < 0
+        middle = (start[0] + end[0]) / 2, (start[1] + end[1]) / 2
+        above = (end[1] > start[1]) == (start is moved)  # on the outer side
         ax.annotate(
-            label, middle, (0, 16 if above else -16), textcoords="offset points", ha="center", va="center", fontsize=13
+            label, middle, (0, 20 if above else -20), textcoords="offset points", ha="center", va="center", fontsize=13
         )
     for place, name in names.items():
         box = {"boxstyle": "round,pad=0.4", "facecolor": "white", "edgecolor": "0.3"}
