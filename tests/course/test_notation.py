@@ -18,6 +18,7 @@ NOTEBOOKS = {path.name[:2]: path for path in sorted((settings.PROJECT_DIR / "not
 WATCHED = [*"EKPas", r"\alpha", r"\delta", r"\epsilon", r"\gamma", r"\kappa", r"\lambda", r"\mu", r"\tau"]
 GREEK = dict(zip("αδεγκλμτβρξ", [*WATCHED[5:], r"\beta", r"\rho", r"\xi"], strict=True))
 COUNTERS = "ijk"  # they number examples, terms, steps and earlier tasks
+COMMON = ("e", r"\Delta")  # Euler's number, and a change of what follows it: as everywhere
 # What notebooks 02 and 06 have still; take a letter out when it is renamed there.
 STILL = {"02": [*"zWbctfmhw", r"\varphi", r"\psi"], "06": [*"fbpv"]}
 NUMBER_L = ("06",)
@@ -124,7 +125,7 @@ def used_otherwise(notebook: NotebookNode, number: str) -> list[str]:
     wrong = {}
     for cell, letter in spelt_out(notebook):
         first = letter.partition("_")[0]
-        if COMMAND.match(first) or first in COUNTERS or first in STILL.get(number, ""):
+        if COMMAND.match(first) or first in COUNTERS or first in COMMON or first in STILL.get(number, ""):
             continue
         if first in WATCHED:  # with the subscript
             rows = [row for row in notation.SYMBOLS if letter in re.split(r",\s*", re.sub(r"_\d", "", row.symbol))]
