@@ -184,8 +184,8 @@ def pulls_on_optimum(
     lower = (ends - at) @ [slopes[1][middle], slopes[0][middle]] < 0
     for k, end in enumerate(ends):
         colour, style = (BLUE, "--") if lower[k] else (ORANGE, "-")
-        arrow = {"color": colour, "linestyle": style, "linewidth": 3 if k in named else 1, "shrinkA": 0, "shrinkB": 0}
-        ax.annotate("", end, at, arrowprops={"arrowstyle": "-|>"} | arrow)
+        look = {"color": colour, "linestyle": style, "linewidth": 3 if k in named else 1, "shrinkA": 0, "shrinkB": 0}
+        ax.annotate("", end, at, arrowprops={"arrowstyle": "-|>"} | look)
         if k in named:
             aside, side = (10, "left") if end[0] > at[0] else (-10, "right")
             ax.annotate(named[k], end, (aside, 0), textcoords="offset points", ha=side)
@@ -193,7 +193,7 @@ def pulls_on_optimum(
     ax.set(xlim=first[[0, -1]], ylim=second[[0, -1]], aspect="equal", xlabel="$θ_1$", ylabel="$θ_2$")
     ax.plot([], [], color=BLUE, linestyle="--", label="helps")
     ax.plot([], [], color=ORANGE, label="hurts")
-    ax.legend(fontsize=9)
+    ax.legend(fontsize=9, loc="upper right")
 
 
 def moved_apart(heights: np.ndarray, gap: float) -> np.ndarray:
