@@ -24,10 +24,12 @@ _FIGURE_TAG = "readme-figure"
 # The page loads no script that it does not need: require.js and mermaid serve widgets and diagrams, which it lacks.
 # MathJax is copied beside the pages, so that formulas show without a network. The copy has one font, STIX-Web, and no
 # other may be chosen: MathJax would take its TeX font, look for it in vain, and fail at every prime.
+# Folded answers stand one below the other, and what follows the last of them is no part of it: they need room.
 _PAGE = """{% extends 'lab/index.html.j2' %}
 {% block html_head_js_requirejs %}{% endblock %}
 {% block html_head_js_mermaidjs %}{% endblock %}
 {% block html_head_js_mathjax %}
+<style>details { margin: 0.6em 0; }</style>
 <script type="text/x-mathjax-config">
 MathJax.Hub.Config({"HTML-CSS": {availableFonts: [], preferredFont: null, imageFont: null, webFont: "STIX-Web"}});
 </script>

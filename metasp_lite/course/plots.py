@@ -161,6 +161,41 @@ def optimum_travel(travel: OptimumTravel, surface: tuple[np.ndarray, np.ndarray,
     return figure
 
 
+@typed
+def pulls_on_optimum(
+    ax: Axes,
+    surface: tuple[Tensor, Tensor, Tensor],
+    optimum: Tensor,
+    pulls: Tensor,
+    *,
+    named: Mapping[int, str],
+) -> None:
+    """Draw where each example pulls the optimum (2,), as arrows (n, 2) over the contours of the validation loss.
+
+    ``surface`` is two grids of parameters (S,) and the loss over them (S, S).  Arrows that end lower, to first order,
+    are dashed; those of the examples ``named`` are thick and have their names.
+    """
+    first, second, height = (values.cpu().numpy() for values in surface)
+    at, ends = (float(optimum[0]), float(optimum[1])), (optimum + pulls).cpu().numpy()
+    drawn = ax.contour(first, second, 1000 * height, levels=14, colors="0.7", linewidths=0.8)
+    ax.clabel(drawn, fmt="%.0f", fontsize=8)
+    slopes = np.gradient(height, second, first)  # of rows, which are θ₂, then of columns
+    middle = tuple(size // 2 for size in height.shape)
+    lower = (ends - at) @ [slopes[1][middle], slopes[0][middle]] < 0
+    for k, end in enumerate(ends):
+        colour, style = (BLUE, "--") if lower[k] else (ORANGE, "-")
+        look = {"color": colour, "linestyle": style, "linewidth": 3 if k in named else 1, "shrinkA": 0, "shrinkB": 0}
+        ax.annotate("", end, at, arrowprops={"arrowstyle": "-|>"} | look)
+        if k in named:
+            aside, side = (10, "left") if end[0] > at[0] else (-10, "right")
+            ax.annotate(named[k], end, (aside, 0), textcoords="offset points", ha=side)
+    ax.plot(*at, "o", color="black", markersize=7)
+    ax.set(xlim=first[[0, -1]], ylim=second[[0, -1]], aspect="equal", xlabel="$θ_1$", ylabel="$θ_2$")
+    ax.plot([], [], color=BLUE, linestyle="--", label="helps")
+    ax.plot([], [], color=ORANGE, label="hurts")
+    ax.legend(fontsize=9, loc="upper right")
+
+
 def moved_apart(heights: np.ndarray, gap: float) -> np.ndarray:
     """Return the ascending ``heights (n,)`` of names, raised where the one below is nearer than ``gap``."""
     apart = heights.copy()

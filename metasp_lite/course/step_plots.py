@@ -72,7 +72,10 @@ def pareto_paths(
         levels = values.max() * np.linspace(0.05, 0.9, 8) ** 2
         left.contour(*axes, values, levels=levels, colors=colour, linewidths=0.6, alpha=0.6)
     left.plot(*front.T, color="black", linewidth=3, label="Pareto-optimal")
-    for end, name, aside in ((front[-1], "minimum of $f_1$", (-12, 0)), (front[0], "minimum of $f_2$", (0, 14))):
+    for end, name, aside in (
+        (front[-1], "minimum of $\\ell_1$", (-12, 0)),
+        (front[0], "minimum of $\\ell_2$", (0, 14)),
+    ):
         place = {"xytext": aside, "textcoords": "offset points", "ha": "right" if aside[0] else "center"}
         left.annotate(name, end, **place, fontsize=9, va="center", bbox={"color": "white", "pad": 1})
     right.plot(*(objective(front) for objective in objectives), color="black", linewidth=3)
@@ -85,10 +88,42 @@ def pareto_paths(
                 ax.plot(*line[:, 0], "o", color="0.3", markersize=6)
                 ax.plot(*line[:, -1], "s", color=colour, markersize=6)
     left.set(xlabel="$θ_1$", ylabel="$θ_2$")
-    left.set_title("contours of $f_1$ (blue) and $f_2$ (orange)", fontsize=10)
-    right.set(xlabel="$f_1$", ylabel="$f_2$", aspect="equal")
+    left.set_title("contours of $\\ell_1$ (blue) and $\\ell_2$ (orange)", fontsize=10)
+    right.set(xlabel="$\\ell_1$", ylabel="$\\ell_2$", aspect="equal")
     right.set_title("the two losses; circles: starts, squares: ends", fontsize=10)
     figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=10)
+    return figure
+
+
+def step_graph() -> Figure:
+    """Draw what depends on what in one weighted step: θ and E make θ′, and θ′ both validation losses.
+
+    The thick arrows are the paths of the two influences; beside each stands its derivative.
+    """
+    figure, ax = plt.subplots(figsize=(8.5, 3.0))
+    theta, moved, extra = (0.05, 0.2), (0.5, 0.5), (0.05, 0.8)
+    old, new = (0.9, 0.8), (0.9, 0.2)
+    names = {theta: "$\\theta$", extra: "$E$", moved: "$\\theta'$"}
+    names |= {old: "$\\ell(V_{old},\\theta')$", new: "$\\ell(V_{new},\\theta')$"}
+    step = "$-\\frac{a}{n}\\nabla L(\\theta)^\\top$"
+    edges = [(theta, moved, "0.5", "the plain step"), (extra, moved, "black", step)]
+    edges += [
+        (moved, old, BLUE, "$\\nabla\\ell(V_{old},\\theta')$"),
+        (moved, new, ORANGE, "$\\nabla\\ell(V_{new},\\theta')$"),
+    ]
+    for start, end, colour, label in edges:
+        look = {"arrowstyle": "-|>", "color": colour, "linewidth": 1 if colour == "0.5" else 3}
+        ax.annotate("", end, start, arrowprops=look | {"shrinkA": 22, "shrinkB": 46 if end[0] > 0.8 else 22})
+        middle = (start[0] + end[0]) / 2, (start[1] + end[1]) / 2
+        above = (end[1] > start[1]) == (start is moved)  # on the outer side
+        ax.annotate(
+            label, middle, (0, 20 if above else -20), textcoords="offset points", ha="center", va="center", fontsize=13
+        )
+    for place, name in names.items():
+        box = {"boxstyle": "round,pad=0.4", "facecolor": "white", "edgecolor": "0.3"}
+        ax.text(*place, name, ha="center", va="center", fontsize=13, bbox=box)
+    ax.set(xlim=(0, 1), ylim=(0, 1))
+    ax.axis("off")
     return figure
 
 
@@ -123,6 +158,7 @@ def stability_plasticity(
         offset = "offset points"
         ax.annotate(str(i), here, xytext=aside, textcoords=offset, ha=alignment, annotation_clip=True, fontsize=9)
     ax.set(xlim=(-wide, wide), ylim=(-high, high))
+    ax.locator_params(axis="x", nbins=5)  # more would touch each other in half a page's width
     ax.set_xlabel("$I_S$, on the old classes (nats; left helps)")
     ax.set_ylabel("$I_P$, on the new classes (nats; below helps)")
     ax.legend(fontsize=9, loc="lower left")

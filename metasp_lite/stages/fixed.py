@@ -11,7 +11,8 @@ Every score has two factors.  The second stage decides the sensitivity t = dℓ/
 embedding; ``fixed_sensitivity`` is its model for an embedding that finetuning leaves alone.  For one that it moves
 there are ``proximal_sensitivity`` (in ``updated``) and ``unrolled_sensitivity`` (in ``unrolled``).  The first
 stage is an optimum, so W* moves by −v(z) = −[G''⁻¹g'(z)]_W for each unit of weight on the pretraining example z:
-I(z) = −t·v(z) = −g'(z)·G''⁻¹[t; 0], one solve for all z (``pretraining_influence``).
+I(z) = −t·v(z) = −g'(z)·G''⁻¹[t; 0], one solve for all z (``pretraining_influence``).  The letters are the paper's;
+the course, in which g is a gradient and t a task, writes ℓ(z), J, H and ξ for g, G, G'' and t.
 
 The sign is that of ``influence``: **negative helps**, and leaving z out of the m examples predicts −I(z)/m.
 """

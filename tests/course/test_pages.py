@@ -35,6 +35,7 @@ def test_page_keeps_a_folded_answer_folded():
     page = pages.to_html(text_notebook(answer), "t")
     body = page.partition("<summary>why?</summary>")[2]
     assert -1 < body.find("because") < body.find("</details>")
+    assert "details { margin: 0.6em 0; }" in page  # what follows keeps its distance
 
 
 def test_links_to_notebooks_lead_to_pages_and_those_to_other_files_to_the_files(tmp_path):

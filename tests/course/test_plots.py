@@ -171,3 +171,20 @@ def test_damping_curves_show_every_damping_and_every_eigenvalue():
     assert len(ax.lines) == 2 + 3
     np.testing.assert_allclose(ax.lines[0].get_ydata(), [1, 0.5], rtol=1e-6)  # float32
     np.testing.assert_allclose(ax.lines[1].get_ydata(), [1, 1], rtol=1e-6)
+
+
+def test_every_pull_is_an_arrow_from_the_optimum_and_those_that_end_lower_look_so():
+    axis = torch.linspace(-1.0, 1.0, 21)
+    surface = 2 + axis, 5 + axis, (axis[None, :] - 2 * axis[:, None])  # the loss falls to the left and upwards
+    pulls = torch.tensor([[0.5, 0.0], [-0.5, 0.0], [0.0, 0.5], [0.0, -0.5]])
+    _, ax = plt.subplots()
+    plots.pulls_on_optimum(ax, surface, torch.tensor([2.0, 5.0]), pulls, named={1: "left", 3: "down"})
+    arrows = [text for text in ax.texts if getattr(text, "arrow_patch", None)]
+    assert [text.xyann for text in arrows] == [(2, 5)] * 4
+    assert [tuple(text.xy) for text in arrows] == [(2.5, 5), (1.5, 5), (2, 5.5), (2, 4.5)]
+    styles = [text.arrow_patch.get_linestyle() for text in arrows]
+    assert styles == ["-", "--", "--", "-"]
+    assert [text.arrow_patch.get_linewidth() for text in arrows] == [1, 3, 1, 3]
+    names = {text.get_text(): tuple(text.xy) for text in ax.texts if text.get_text() in ("left", "down")}
+    assert names == {"left": (1.5, 5), "down": (2, 4.5)}
+    assert entries(ax) == ["helps", "hurts"]

@@ -44,7 +44,7 @@ def test_every_descent_is_drawn_over_the_contours_and_as_losses():
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["Pareto-optimal", "γ*", "half"]
     assert right.get_aspect() == 1  # one rate of fall is a line of 45°
     assert len(left.collections) == 2  # contours
-    assert [text.get_text() for text in left.texts] == ["minimum of $f_1$", "minimum of $f_2$"]
+    assert [text.get_text() for text in left.texts] == ["minimum of $\\ell_1$", "minimum of $\\ell_2$"]
 
 
 @pytest.mark.parametrize("count", [1, 3])
@@ -52,6 +52,20 @@ def test_descents_by_other_than_two_rules_are_refused(count):
     paths = {f"rule {k}": [np.zeros((2, 2))] for k in range(count)}
     with pytest.raises(ValueError, match="zip"):
         step_plots.pareto_paths(objectives(), paths, np.linspace([0.0, 0.0], [1.0, 1.0], 7))
+
+
+def test_the_graph_of_a_step_has_each_derivative_beside_the_arrow_it_belongs_to():
+    (ax,) = step_plots.step_graph().axes
+    texts = {text.get_text(): text for text in ax.texts if text.get_text()}
+    arrows = [(text.xyann, text.xy) for text in ax.texts if getattr(text, "arrow_patch", None)]
+    place = {name: texts[f"${name}$"].get_position() for name in ("E", "\\theta", "\\theta'")}
+    place |= {which: texts[f"$\\ell(V_{{{which}}},\\theta')$"].get_position() for which in ("old", "new")}
+    paths = {"$-\\frac{a}{n}\\nabla L(\\theta)^\\top$": ("E", "\\theta'"), "the plain step": ("\\theta", "\\theta'")}
+    paths |= {f"$\\nabla\\ell(V_{{{which}}},\\theta')$": ("\\theta'", which) for which in ("old", "new")}
+    assert sorted(arrows) == sorted((place[start], place[end]) for start, end in paths.values())
+    for label, (start, end) in paths.items():
+        assert texts[label].xy == pytest.approx(np.add(place[start], place[end]) / 2)
+    assert len(texts) == len(place) + len(paths)
 
 
 def test_every_example_stands_at_its_two_influences_and_the_numbered_ones_are_named():
