@@ -81,7 +81,8 @@ def identity(run: Run, stream: Stream) -> dict[str, object]:
 def finished(out: Path, here: Mapping[str, Any]) -> dict[str, Any] | None:
     """Return the result in ``out`` as JSON has it, or None where there is none; ``here`` is the run's ``identity``.
 
-    What an older result does not say (of its images it knew the source alone) cannot contradict, but for its draws.
+    What an older result does not say (of its images it knew the source alone) cannot contradict, but for its draws; a
+    setting that did not exist then had its default.
 
     Raises:
         ValueError: when it is of another run, of other images or another number of threads, or no result at all.
@@ -89,7 +90,7 @@ def finished(out: Path, here: Mapping[str, Any]) -> dict[str, Any] | None:
     path = out / "result.json"
     try:
         result = results.read(path)
-        there = {**result["run"], **_surroundings(result)}
+        there = {**completed(result["run"]), **_surroundings(result)}
         _require_told(result)
     except FileNotFoundError:
         return None
@@ -99,6 +100,24 @@ def finished(out: Path, here: Mapping[str, Any]) -> dict[str, Any] | None:
     said["images"] = {name: value for name, value in here["images"].items() if name in there["images"]}
     checkpoint.require_same(path, there, said)
     return result
+
+
+def completed(told: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a run as a result tells it, with the defaults of the settings that did not exist when it was written.
+
+    So a setting that is added must have a default with which everything stays as it was.
+
+    Raises:
+        KeyError: when the method is unknown.
+    """
+    kinds = {"stream": StreamSettings, "recipe": Recipe, "settings": methods.METHODS[told["method"]].Settings}
+    defaults = {
+        part: {
+            field.name: field.default for field in dataclasses.fields(kind) if field.default is not dataclasses.MISSING
+        }
+        for part, kind in kinds.items()
+    }
+    return {**told, **{part: {**defaults[part], **told[part]} for part in kinds}}
 
 
 def _require_told(result: dict[str, Any]) -> None:

@@ -7,6 +7,7 @@ import pandas as pd
 
 from metasp_lite import results, settings
 from metasp_lite.continual import plan
+from metasp_lite.continual.run import completed
 from metasp_lite.course import training_plots
 from metasp_lite.studies.comparison import holm, paired
 
@@ -45,7 +46,7 @@ def runs(file: Path, folder: Path) -> pd.DataFrame:
         found = None
         if (path := job.out / "result.json").exists():
             found = results.read(path)
-            if found["run"] != job.run.as_dict():
+            if completed(found["run"]) != job.run.as_dict():
                 raise ValueError(f"{path} is of another run than {job.name}; move it away and run the grid again")
         name = " ".join([job.arm, *(f"{setting}={value}" for setting, value in job.case.items())])
         arm = {"stream": job.run.stream.data, "arm": name, "method": job.run.method, "lr": job.run.recipe.lr}

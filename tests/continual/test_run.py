@@ -37,7 +37,7 @@ def test_a_result_holds_what_is_needed_to_read_and_repeat_it(folder, stream, tmp
     assert stored["steps_per_second"] == pytest.approx(45 / stored["wall_seconds"], rel=0.02)  # rounded
     assert stored["peak_memory_mib"] > 50  # torch alone is more
     assert stored["run"]["recipe"]["momentum"] == 0.9
-    assert stored["run"]["settings"] == {"memory": 12, "memory_batch": 4, "late_epochs": 5}
+    assert stored["run"]["settings"] == {"memory": 12, "memory_batch": 4, "late_epochs": 5, "rehearse_trusted": False}
     for origin in (stored["begun_with"], stored["obtained_with"]):
         assert origin["commit"]
         assert origin["versions"]["torch"]
@@ -141,6 +141,20 @@ def test_a_stored_run_is_finished_where_it_was_computed(path, stream, tmp_path):
     assert finished(tmp_path, here) == stored
     with pytest.raises(ValueError, match="threads is"):
         finished(tmp_path, {**here, "threads": 64})
+
+
+def test_a_result_from_before_a_setting_existed_had_its_default(folder, stream, tmp_path):
+    """And one with another value of the setting is of another run; every setting that may be added has a default."""
+    run, path = run_on(folder, "metasp"), tmp_path / "result.json"
+    first = training.train(run, tmp_path, stream=stream)
+    older = json.loads(json.dumps(first))
+    for part, name in (("settings", "permuted"), ("stream", "trusted"), ("recipe", "bf16")):
+        del older["run"][part][name]
+    path.write_text(json.dumps({name: value for name, value in older.items() if name != "obtained_with"}))
+    older = json.loads(path.read_text())
+    assert training.train(run, tmp_path, stream=stream, watch=stop_at(1)) == older
+    with pytest.raises(ValueError, match=r"is of another run \(settings.permuted is False there and True here\)"):
+        training.train(run_on(folder, "metasp", permuted=True), tmp_path, stream=stream)
 
 
 def test_a_result_that_cannot_be_written_is_written_by_the_next_start(folder, stream, tmp_path, monkeypatch):

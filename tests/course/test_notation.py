@@ -20,9 +20,8 @@ GREEK = dict(zip("αδεγκλμτβρξ", [*WATCHED[5:], r"\beta", r"\rho", r"\
 COUNTERS = "ijk"  # they number examples, terms, steps and earlier tasks
 COMMON = ("e", r"\Delta")  # Euler's number, and a change of what follows it: as everywhere
 # What notebooks 02 and 06 have still; take a letter out when it is renamed there.
-STILL = {"02": [*"zWbctfmhw", r"\varphi", r"\psi"], "06": [*"fbpv"]}
-NUMBER_L = ("06",)
-UNLISTED = (r"s_{\min}", "C", "u_k", "J_B", "T")  # not in the word tables of 02 and 06 so far
+STILL = {"02": [*"zWbctfmhw", r"\varphi", r"\psi"]}
+UNLISTED = (r"s_{\min}", "C", "u_k", "J_B")  # not in the word table of 02 so far
 COMMAND = re.compile(  # what begins with a backslash is no letter, but for these
     r"\\(?!ell|alpha|beta|gamma|delta|epsilon|zeta|eta|theta|kappa|lambda|mu|nu|xi|pi|rho|sigma|tau|phi|varphi|chi|psi"
     r"|omega|Gamma|Delta|Theta|Lambda|Xi|Pi|Sigma|Phi|Psi|Omega)"
@@ -152,7 +151,7 @@ def coded_otherwise(notebook: NotebookNode, number: str) -> list[str]:
 
 def loss_of_nothing(notebook: NotebookNode, number: str) -> list[str]:
     """Say where ℓ stands for a number, without what it is the loss of."""
-    cells = [cell.source for cell in notebook.cells if cell.cell_type == "markdown" and number not in NUMBER_L]
+    cells = [cell.source for cell in notebook.cells if cell.cell_type == "markdown"]
     formulas = (a or b for source in cells for a, b in FORMULA.findall(source))
     return [f"ℓ of nothing in {formula}" for formula in formulas if BARE_LOSS.search(formula)]
 
