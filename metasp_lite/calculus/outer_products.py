@@ -12,6 +12,8 @@ from metasp_lite.calculus.losses import ExampleLosses, Penalised, per_example_gr
 from metasp_lite.calculus.solving import SolverTraits, right_hand_side
 from metasp_lite.doors import typed
 
+_TINY = 1e-30  # so that a matrix of zeros has a factor
+
 
 @dataclass(frozen=True)
 class OuterProduct(SolverTraits):
@@ -73,7 +75,7 @@ class GaussNewton(SolverTraits):
         vector = right_hand_side(curvature, vector, columns=True)
         losses, theta = losses_of_outputs(curvature, "Gauss–Newton"), curvature.theta
         matrix = torch.diag(curvature.shift)
-        for weights in output_roots(losses, theta):
+        for weights in output_roots(losses, losses.outputs(theta)):
             rows = per_example_gradients(_Weighted(losses, weights), theta)
             matrix += rows.T @ rows / len(rows)
         factor, info = torch.linalg.cholesky_ex(check_finite(matrix, "the Gauss–Newton matrix"))
@@ -112,15 +114,15 @@ def losses_of_outputs(curvature: Curvature[Penalised], solver: str) -> ExampleLo
     return losses
 
 
-def output_roots(losses: ExampleLosses, theta: Tensor) -> Tensor:
-    """Weights ``(K, n, K)`` of the outputs with A_i = Σ_k w_ki w_kiᵀ, the second derivatives of each loss in them.
+def output_roots(losses: ExampleLosses, outputs: Tensor) -> Tensor:
+    """Weights ``(K, n, K)`` of the ``outputs (n, …)``, A_i = Σ_k w_ki w_kiᵀ: second derivatives of each loss in them.
 
-    The eigenvectors of A_i, each times the root of its eigenvalue.
+    The columns of the Cholesky factor of A_i, which is one, where roots of another kind have a choice of signs.
 
     Raises:
         ValueError: when an eigenvalue is negative by more than rounding.
     """
-    outputs = losses.outputs(theta).detach()
+    outputs = outputs.detach()
     leaf = outputs.reshape(len(losses), -1).requires_grad_()
     with torch.enable_grad():
         value = losses.loss(leaf.view_as(outputs), losses.labels).sum()
@@ -132,11 +134,13 @@ def output_roots(losses: ExampleLosses, theta: Tensor) -> Tensor:
             for column in slope.unbind(1)
         ]
     second = check_finite(torch.stack(rows, dim=1).detach(), "a second derivative of a loss in the outputs")
-    values, vectors = torch.linalg.eigh((second + second.mT) / 2)
-    rounding = 100 * torch.finfo(values.dtype).eps * values.abs().max()
-    if values.min() < -rounding:
+    second = (second + second.mT) / 2
+    # what rounding may leave of a singular matrix; the roots of it change A_i by as little
+    second.diagonal(dim1=1, dim2=2).add_(100 * torch.finfo(second.dtype).eps * second.abs().max()).add_(_TINY)
+    factor, info = torch.linalg.cholesky_ex(second)
+    if bool((info != 0).any()):
         raise ValueError(
-            f"Gauss–Newton: the loss is not convex in the outputs (a second derivative of {values.min():.3g}), so the "
-            "matrix may be indefinite; take another solver"
+            "Gauss–Newton: the loss is not convex in the outputs (a second derivative of "
+            f"{torch.linalg.eigvalsh(second).min():.3g}), so the matrix may be indefinite; take another solver"
         )
-    return (vectors * values.clamp(min=0).sqrt()[:, None]).permute(2, 0, 1)
+    return factor.permute(2, 0, 1)
