@@ -12,8 +12,6 @@ from metasp_lite.calculus.losses import ExampleLosses, Penalised, per_example_gr
 from metasp_lite.calculus.solving import SolverTraits, right_hand_side
 from metasp_lite.doors import typed
 
-_TINY = 1e-30  # so that a matrix of zeros has a factor
-
 
 @dataclass(frozen=True)
 class OuterProduct(SolverTraits):
@@ -117,7 +115,7 @@ def losses_of_outputs(curvature: Curvature[Penalised], solver: str) -> ExampleLo
 def output_roots(losses: ExampleLosses, outputs: Tensor) -> Tensor:
     """Weights ``(K, n, K)`` of the ``outputs (n, …)``, A_i = Σ_k w_ki w_kiᵀ: second derivatives of each loss in them.
 
-    The columns of the Cholesky factor of A_i, which is one, where roots of another kind have a choice of signs.
+    The rows of the symmetric square root of A_i: there is one, where roots of another kind have a choice of signs.
 
     Raises:
         ValueError: when an eigenvalue is negative by more than rounding.
@@ -134,13 +132,11 @@ def output_roots(losses: ExampleLosses, outputs: Tensor) -> Tensor:
             for column in slope.unbind(1)
         ]
     second = check_finite(torch.stack(rows, dim=1).detach(), "a second derivative of a loss in the outputs")
-    second = (second + second.mT) / 2
-    # what rounding may leave of a singular matrix; the roots of it change A_i by as little
-    second.diagonal(dim1=1, dim2=2).add_(100 * torch.finfo(second.dtype).eps * second.abs().max()).add_(_TINY)
-    factor, info = torch.linalg.cholesky_ex(second)
-    if bool((info != 0).any()):
+    values, vectors = torch.linalg.eigh((second + second.mT) / 2)
+    rounding = 100 * torch.finfo(values.dtype).eps * values.abs().max()
+    if values.min() < -rounding:
         raise ValueError(
-            "Gauss–Newton: the loss is not convex in the outputs (a second derivative of "
-            f"{torch.linalg.eigvalsh(second).min():.3g}), so the matrix may be indefinite; take another solver"
+            f"Gauss–Newton: the loss is not convex in the outputs (a second derivative of {values.min():.3g}), so the "
+            "matrix may be indefinite; take another solver"
         )
-    return factor.permute(2, 0, 1)
+    return ((vectors * values.clamp(min=0).sqrt()[:, None]) @ vectors.mT).permute(1, 0, 2)
