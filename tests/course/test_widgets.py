@@ -7,6 +7,7 @@ import pytest
 import torch
 from helpers.small_stages import SMALL_STAGES
 
+from metasp_lite.calculus import Curvature
 from metasp_lite.course import plots, problems, widgets
 from metasp_lite.course.two_stages import TwoStages
 
@@ -39,6 +40,16 @@ def test_approximation_explorer_counts_signs_as_the_picture_shows(small_toy):
     right, wrong = (len(points.get_offsets()) for points in ax.collections)
     assert right + wrong == 50
     assert f"{right} of 50 signs" in ax.get_title()
+
+
+def test_filter_explorer_marks_what_the_sliders_say(small_toy):
+    widget, draw = widgets.filter_explorer(Curvature(small_toy.objective, small_toy.start, damping=20.0))
+    assert [child.description for child in widget.children[:2]] == ["K", "δ"]
+    plt.close("all")
+    draw(steps=5, damping=0.1)
+    ax = plt.gcf().axes[0]
+    assert "K = 5" in ax.get_title()
+    assert ax.texts[1].get_text() == "1/δ = 10"
 
 
 def test_the_picker_shows_the_most_helpful_and_the_most_harmful_images(monkeypatch):
