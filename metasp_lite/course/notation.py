@@ -39,6 +39,10 @@ SYMBOLS = (
         r"s_{\max}", "eigenvalue", "the largest; a step size below 2/s_max is stable", "02", "number", "", ("03", "04")
     ),
     _Symbol(r"s_{\min}", "eigenvalue", "the smallest; it bounds how far an optimum moves", "02", "number", "", ("03",)),
+    _Symbol(r"J_B", "batch objective", "J with the mean over a batch", "02", "number"),
+    _Symbol(
+        r"r", "correlation", "Pearson's, between two lists of influences", "02", "number", "r", ("01", *_LATER[1:])
+    ),
     _Symbol(r"\epsilon", "extra weight", "of one example, added to its 1/n", "01", "number", "epsilon", _LATER),
     _Symbol(r"I(V,x)", "influence", "derivative of ℓ(V) by ε; negative helps", "01", "number", "I", ("02", "03")),
     _Symbol(r"Hv", "Hessian-vector product", "the unit of cost", "02", "(p,)", "curvature", ("03", "08")),

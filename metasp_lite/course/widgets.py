@@ -4,7 +4,7 @@ Each explorer returns ``(widget, draw)``: show the widget in one cell, and call 
 reader without a kernel sees the picture and a test runs the path that the slider takes.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache
 
 import ipywidgets
@@ -52,13 +52,17 @@ def epsilon_explorer(problem: Problem, *, example: int = 0, largest: float = 0.1
 
 @typed
 def approximation_explorer(
-    problem: Problem, *, l2_values: tuple[float, ...] = (0.01, 0.03, 0.1)
+    problem: Problem,
+    *,
+    l2_values: tuple[float, ...] = (0.01, 0.03, 0.1),
+    known: Mapping[float, tuple[Curvature, Tensor]] | None = None,
 ) -> tuple[ipywidgets.Widget, _Draw]:
     """Sliders for K, the step (as a multiple of 1/s_max) and λ; draws K-step influences against the exact ones.
 
-    The approximate ones are the Neumann series, which the K-step pseudo-update equals at the optimum.
+    The approximate ones are the Neumann series, which the K-step pseudo-update equals at the optimum.  ``known`` has
+    the curvature and the exact influences ``(n,)`` for each λ that was trained already; for any other one it trains.
     """
-    at_optimum = cache(lambda l2: optimum_with_l2(problem, l2))
+    at_optimum = cache(lambda l2: (known or {}).get(l2) or optimum_with_l2(problem, l2))
 
     def draw(steps: int, step: float, l2: float) -> None:
         curvature, exact = at_optimum(l2)

@@ -42,6 +42,16 @@ def test_approximation_explorer_counts_signs_as_the_picture_shows(small_toy):
     assert f"{right} of 50 signs" in ax.get_title()
 
 
+def test_approximation_explorer_takes_what_is_known(small_toy, monkeypatch):
+    monkeypatch.setattr(widgets, "optimum_with_l2", lambda problem, l2: pytest.fail("it trained again"))
+    at = Curvature(small_toy.objective, small_toy.start, damping=20.0)
+    exact = torch.linspace(-1, 1, 50, dtype=torch.float64)
+    _, draw = widgets.approximation_explorer(small_toy, l2_values=(0.03,), known={0.03: (at, exact)})
+    plt.close("all")
+    draw(steps=1, step=1.0, l2=0.03)
+    assert "of 50 signs" in plt.gcf().axes[0].get_title()
+
+
 def test_filter_explorer_marks_what_the_sliders_say(small_toy):
     widget, draw = widgets.filter_explorer(Curvature(small_toy.objective, small_toy.start, damping=20.0))
     assert [child.description for child in widget.children[:2]] == ["K", "δ"]
