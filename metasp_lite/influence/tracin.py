@@ -13,7 +13,7 @@ from metasp_lite.calculus.losses import (
     gradient,
     require_losses,
 )
-from metasp_lite.calculus.parameters import require_vector
+from metasp_lite.calculus.parameters import require_theta, require_vector
 from metasp_lite.doors import typed
 
 
@@ -37,6 +37,7 @@ def tracin(
     if len(steps) != len(checkpoints) or not all(0 < step < float("inf") for step in steps):
         raise ValueError(f"steps={list(steps)}: give {len(checkpoints)}, one for each checkpoint, finite and above 0")
     for theta in checkpoints:
+        require_theta(theta)
         require_vector(theta, checkpoints[0], "a checkpoint θ")
     require_losses(losses, checkpoints[0])
     total = checkpoints[0].new_zeros(len(validations), len(losses))
