@@ -92,6 +92,8 @@ class ConjugateGradient(Iterative):
                 f"tolerance={self.tolerance} must be above 0 and below 1, the share of ‖v‖ that may be left (0 solves "
                 "to 1), or None to run all the iterations"
             )
+        if isinstance(self.preconditioner, type):
+            raise ValueError(f"preconditioner={self.preconditioner.__name__} is a class: give one, called with ()")
         vector = right_hand_side(curvature, vector)
         state = _State(torch.zeros_like(vector), vector.clone())
         eps = torch.finfo(vector.dtype).eps

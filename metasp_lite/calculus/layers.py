@@ -28,10 +28,10 @@ class Block:
     back: Tensor  # (K, n, T, out): gradients in what comes out, of K weightings of the outputs
 
 
-def blocks(losses: ExampleLosses, theta: Tensor, weights: Tensor) -> list[Block]:
+def blocks(losses: ExampleLosses, theta: Tensor, weights: Callable[[Tensor], Tensor]) -> list[Block]:
     """Return a block for each layer with trained parameters, from one pass forward and K back.
 
-    ``weights (K, n, outputs)`` are what the outputs are weighted with before each pass back.
+    ``weights`` makes of the outputs ``(n, …)`` what they are weighted with before each pass back, ``(K, n, outputs)``.
 
     Raises:
         ValueError: when a trained parameter belongs to no linear or convolution layer, or to one that acts otherwise
@@ -40,7 +40,7 @@ def blocks(losses: ExampleLosses, theta: Tensor, weights: Tensor) -> list[Block]
     layers = _layers(losses)
     leaf = theta.detach().clone().requires_grad_()
     with _recording(layers) as (into, out), torch.enable_grad():
-        outputs = losses.outputs(leaf).reshape(len(losses), -1)
+        outputs = losses.outputs(leaf)
         for name in layers:
             if len(into.get(name, [])) != 1:
                 raise ValueError(
@@ -49,17 +49,16 @@ def blocks(losses: ExampleLosses, theta: Tensor, weights: Tensor) -> list[Block]
                 )
         ends = [out[name][0] for name in layers]
         rows = [
-            torch.autograd.grad((outputs * each).sum(), ends, retain_graph=True, materialize_grads=True)
-            for each in weights
+            torch.autograd.grad(outputs, ends, each.view_as(outputs), retain_graph=True, materialize_grads=True)
+            for each in weights(outputs)
         ]
     places = losses.unflatten(torch.arange(len(theta), dtype=torch.float64, device=theta.device))
     found = []
     for k, (name, layer) in enumerate(layers.items()):
-        kinds = [kind for kind, parameter in layer.named_parameters() if parameter.requires_grad]  # weight, then bias
-        own = [places[f"{name}.{kind}" if name else kind] for kind in kinds]
+        own = [places[f"{name}.{kind}" if name else kind] for kind in _trained(layer)]
         where = torch.cat([each.reshape(len(each), -1) for each in own], dim=1).long()
         back = torch.stack([_places(layer, row[k]) for row in rows])
-        found.append(Block(name, where, _inputs(layer, into[name][0], kinds), back))
+        found.append(Block(name, where, into[name][0], back))
     return found
 
 
@@ -99,7 +98,7 @@ def _recording(layers: dict[str, Layer]) -> Iterator[tuple[_Calls, _Calls]]:
 
     def note(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
         def hook(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-            into.setdefault(name, []).append(inputs[0].detach().clone())
+            into.setdefault(name, []).append(_inputs(layers[name], inputs[0].detach()))
             out.setdefault(name, []).append(output)
             return output.clone()
 
@@ -113,15 +112,20 @@ def _recording(layers: dict[str, Layer]) -> Iterator[tuple[_Calls, _Calls]]:
             hook.remove()
 
 
-def _inputs(layer: Layer, into: Tensor, kinds: list[str]) -> Tensor:
-    """What the layer's trained parameters meet, ``(n, T, in)``."""
+def _trained(layer: Layer) -> list[str]:
+    """Which parameters of the layer are trained: weight, then bias."""
+    return [kind for kind, parameter in layer.named_parameters() if parameter.requires_grad]
+
+
+def _inputs(layer: Layer, into: Tensor) -> Tensor:
+    """What the layer's trained parameters meet, ``(n, T, in)``; a copy."""
     if isinstance(layer, nn.Conv2d):
         assert not isinstance(layer.padding, str)
         patches = F.unfold(into, layer.kernel_size, layer.dilation, layer.padding, layer.stride).mT
     else:
         patches = into.flatten(1, -2) if into.dim() > 2 else into[:, None]
     parts = {"weight": patches, "bias": patches.new_ones(*patches.shape[:2], 1)}
-    return torch.cat([parts[kind] for kind in kinds], dim=2)
+    return torch.cat([parts[kind] for kind in _trained(layer)], dim=2)
 
 
 def _places(layer: Layer, back: Tensor) -> Tensor:

@@ -276,6 +276,11 @@ def loss_directional_derivatives(losses: Losses, theta: Tensor, direction: Tenso
     """
     require_losses(losses, theta)
     require_vector(direction, theta, "the direction")
+    return derivatives_along(losses, theta, direction)
+
+
+def derivatives_along(losses: Losses, theta: Tensor, direction: Tensor) -> Tensor:
+    """As ``loss_directional_derivatives``, for losses and a direction that were looked at."""
     try:
         found = require_one_each(jvp(losses, (theta,), (direction,))[1], len(losses)).clone()
     except RuntimeError as error:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from metasp_lite.calculus.curvature import Curvature, NegativeCurvatureError
 from metasp_lite.calculus.losses import Penalised
-from metasp_lite.calculus.solving import SolverTraits, right_hand_side
+from metasp_lite.calculus.solving import SolverTraits, right_hand_side, standard_normal
 from metasp_lite.doors import Count, Seed, typed
 
 
@@ -53,7 +53,7 @@ class Nystrom(SolverTraits):
         """Return U ``(P, rank)`` and the eigenvalues ``(rank,)``, the largest first."""
         theta = curvature.theta
         _require_room("rank", self.rank, len(theta))
-        directions = torch.linalg.qr(_normal(theta, self.rank, self.seed))[0]
+        directions = torch.linalg.qr(standard_normal(theta, (len(theta), self.rank), self.seed))[0]
         products = torch.stack([curvature @ each for each in directions.T.contiguous()], dim=1)
         inner = directions.T @ products
         inner = (inner + inner.T) / 2
@@ -99,7 +99,7 @@ class Arnoldi(SolverTraits):
         theta = curvature.theta
         _require_room("products", self.products, len(theta))
         _require_room("rank", self.rank, self.products)
-        start = _normal(theta, 1, self.seed).T
+        start = standard_normal(theta, (1, len(theta)), self.seed)
         basis = start / start.norm()  # rows
         images = theta.new_empty(0, len(theta))
         while True:
@@ -119,12 +119,6 @@ class Arnoldi(SolverTraits):
         if not values.min() > len(theta) ** 0.5 * torch.finfo(theta.dtype).eps * values.abs().max():
             raise NegativeCurvatureError(min(float(values.min()), 0.0), curvature.damping)
         return basis.T @ vectors, values
-
-
-def _normal(theta: Tensor, count: int, seed: int) -> Tensor:
-    """Standard normal numbers ``(P, count)``, the same on every device and of every dtype."""
-    draw = torch.Generator().manual_seed(seed)
-    return torch.randn(len(theta), count, generator=draw, dtype=torch.float64).to(theta)
 
 
 def _spread(basis: Tensor, values: Tensor, rest: Tensor, vector: Tensor) -> Tensor:

@@ -73,7 +73,7 @@ class GaussNewton(SolverTraits):
         vector = right_hand_side(curvature, vector, columns=True)
         losses, theta = losses_of_outputs(curvature, "Gauss–Newton"), curvature.theta
         matrix = torch.diag(curvature.shift)
-        for weights in output_roots(losses, theta):
+        for weights in output_roots(losses, losses.outputs(theta)):
             rows = per_example_gradients(_Weighted(losses, weights), theta)
             matrix += rows.T @ rows / len(rows)
         factor, info = torch.linalg.cholesky_ex(check_finite(matrix, "the Gauss–Newton matrix"))
@@ -112,15 +112,15 @@ def losses_of_outputs(curvature: Curvature[Penalised], solver: str) -> ExampleLo
     return losses
 
 
-def output_roots(losses: ExampleLosses, theta: Tensor) -> Tensor:
-    """Weights ``(K, n, K)`` of the outputs with A_i = Σ_k w_ki w_kiᵀ, the second derivatives of each loss in them.
+def output_roots(losses: ExampleLosses, outputs: Tensor) -> Tensor:
+    """Weights ``(K, n, K)`` of the ``outputs (n, …)``, A_i = Σ_k w_ki w_kiᵀ: second derivatives of each loss in them.
 
-    The eigenvectors of A_i, each times the root of its eigenvalue.
+    The rows of the symmetric square root of A_i: there is one, where roots of another kind have a choice of signs.
 
     Raises:
         ValueError: when an eigenvalue is negative by more than rounding.
     """
-    outputs = losses.outputs(theta).detach()
+    outputs = outputs.detach()
     leaf = outputs.reshape(len(losses), -1).requires_grad_()
     with torch.enable_grad():
         value = losses.loss(leaf.view_as(outputs), losses.labels).sum()
@@ -139,4 +139,4 @@ def output_roots(losses: ExampleLosses, theta: Tensor) -> Tensor:
             f"Gauss–Newton: the loss is not convex in the outputs (a second derivative of {values.min():.3g}), so the "
             "matrix may be indefinite; take another solver"
         )
-    return (vectors * values.clamp(min=0).sqrt()[:, None]).permute(2, 0, 1)
+    return ((vectors * values.clamp(min=0).sqrt()[:, None]) @ vectors.mT).permute(1, 0, 2)

@@ -75,6 +75,12 @@ def right_hand_side(curvature: Curvature[Penalised], vector: Tensor, *, columns:
     return check_finite(vector.detach(), "the right-hand side")
 
 
+def standard_normal(like: Tensor, shape: tuple[int, ...], seed: int) -> Tensor:
+    """Standard normal numbers of a ``shape``, the same on every device and of every dtype."""
+    draw = torch.Generator().manual_seed(seed)
+    return torch.randn(shape, generator=draw, dtype=torch.float64).to(like)
+
+
 def at_least_one(name: str, value: int) -> None:
     """Refuse a setting below 1.
 

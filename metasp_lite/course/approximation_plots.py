@@ -4,12 +4,13 @@ from collections.abc import Callable, Mapping, Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
+import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
 from metasp_lite.course.plots import BLUE, BROWN, GREEN, ORANGE, PURPLE
-from metasp_lite.doors import typed
+from metasp_lite.doors import Count, typed
 from metasp_lite.influence.agreement import pearson, sign_confusion
 
 Path = Mapping[float, Tensor]  # at each cost, or length, the influences (n,)
@@ -37,14 +38,14 @@ def accuracy_against_cost(
     points: Mapping[str, Path],
     levels: Mapping[str, Tensor],
     *,
-    others: Sequence[tuple[Tensor, Mapping[str, Path], Mapping[str, Tensor]]] = (),
+    others: Sequence[tuple[Tensor, Mapping[str, Path], Mapping[str, Path], Mapping[str, Tensor]]] = (),
 ) -> Figure:
     """Draw sign agreement, balanced accuracy and Pearson r with ``exact (n,)`` over the number of products.
 
     ``lines`` and ``points`` map a method to its influences ``(n,)`` at each cost; ``levels`` maps a method without
     products to its influences.  The best constant guess is drawn as a level too; it has no correlation.  Each of
-    ``others``, from another starting weight, is its exact influences, lines and levels: thin, and bands.  The axis is
-    linear from 0 to 1 and logarithmic beyond.
+    ``others``, from another starting weight, is its exact influences, lines, points and levels: thin lines, bars from
+    lowest to highest, and bands.  The axis is linear from 0 to 1 and logarithmic beyond.
 
     Raises:
         ValueError: for more lines, points or levels than can be told apart.
@@ -65,7 +66,7 @@ def accuracy_against_cost(
     for ax, (label, measure) in zip(axes, measures.items(), strict=True):
         heights = {name: measure(exact, values) for name, values in levels.items()}
         for name in levels:
-            spread = [measure(true, given[name]) for true, _, given in others if name in given]
+            spread = [measure(true, given[name]) for true, _, _, given in others if name in given]
             if spread:
                 ax.axhspan(min(*spread, heights[name]), max(*spread, heights[name]), color="0.5", alpha=0.15, zorder=0)
         if label in constant:
@@ -73,7 +74,7 @@ def accuracy_against_cost(
         for name, height in heights.items():
             ax.axhline(height, color="0.4", linewidth=1.1, linestyle=":", label=name)
             ax.annotate(name, (1, height), (-3, 2), ("axes fraction", "data"), "offset points", ha="right", fontsize=8)
-        for true, paths, _ in others:
+        for true, paths, _, _ in others:
             for name, path in paths.items():
                 ax.plot(list(path), [measure(true, v) for v in path.values()], color=styles[name][0], linewidth=0.6)
         for name, path in lines.items():
@@ -82,6 +83,10 @@ def accuracy_against_cost(
         for (name, path), marker in zip(points.items(), "os^"[: len(points)], strict=True):
             heights_of_points = [measure(exact, v) for v in path.values()]
             ax.plot(list(path), heights_of_points, marker, color=ORANGE, markersize=8, label=name)
+            for cost, height in zip(path, heights_of_points, strict=True):
+                found = [measure(true, given[name][cost]) for true, _, given, _ in others if name in given]
+                if found:
+                    ax.vlines(cost, min(*found, height), max(*found, height), color=ORANGE, linewidth=2, zorder=1)
         ax.set_xscale("symlog", linthresh=1, linscale=0.4)
         ax.set(xlabel="Hessian-vector products", ylabel=label, xlim=(-0.15, None))
     drawn = dict(zip(*reversed(axes[0].get_legend_handles_labels()), strict=True))
@@ -123,8 +128,10 @@ def agreement_against_length(
         where = (0, goal), (3, -9.5 if below else 1.5), ("axes fraction", "data")
         ax.annotate(name, *where, "offset points", fontsize=8, color="0.3")
     for name, values in levels.items():
-        ax.axhline(right(values), color="black", linewidth=1.3, linestyle=":", zorder=1)
-        where = (1, right(values)), (-3, 1.5), ("axes fraction", "data")
+        height = right(values)
+        ax.axhline(height, color="black", linewidth=1.3, linestyle=":", zorder=1)
+        below = any(0 < right(other) - height < 0.05 * len(exact) for other in levels.values())
+        where = (1, height), (-3, -9.5 if below else 1.5), ("axes fraction", "data")
         ax.annotate(name, *where, "offset points", ha="right", fontsize=8)
     ax.plot(list(full), [right(v) for v in full.values()], color=BLUE, linewidth=2.2, label="all examples")
     for (name, path), colour, marker in zip(
@@ -138,3 +145,46 @@ def agreement_against_length(
     shortest = min(min(path) for path in (full, *batches.values()))
     ax.set_xlim(left=shortest / 25)  # room for the names of the goals
     ax.set_title(title, fontsize=10)
+
+
+@typed
+def filter_factors(eigenvalues: Tensor, *, step: float, steps: Count, damping: float) -> dict[str, Tensor]:
+    """What each method multiplies the component of v along an eigenvector by, (n,) for ``eigenvalues (n,)`` s > 0.
+
+    Exact 1/s; the identity, times a; K pseudo-updates, which are K Neumann terms, (1 − (1 − as)^K)/s; one segment of
+    SOURCE (Bae et al., 2024), which takes training for a flow, (1 − e^{−aKs})/s; damping, 1/(s + δ).
+    """
+    s, a = eigenvalues, step
+    return {
+        "exact": 1 / s,
+        "identity, times a": torch.full_like(s, a),
+        "K pseudo-updates": (1 - (1 - a * s) ** steps) / s,
+        "one segment of SOURCE": (1 - torch.exp(-a * steps * s)) / s,
+        "damping": 1 / (s + damping),
+    }
+
+
+@typed
+def filters(ax: Axes, smallest: float, largest: float, *, step: float, steps: Count, damping: float) -> None:
+    """Draw the filter factors over eigenvalues from ``smallest`` > 0 to ``largest``, both axes logarithmic.
+
+    Grey lines mark what the factors of few steps and of damping end at, aK and 1/δ.
+
+    Raises:
+        ValueError: for a smallest eigenvalue that is not above 0, where 1/s is no inverse of a minimum's Hessian.
+    """
+    if not 0 < smallest < largest:
+        raise ValueError(f"eigenvalues from {smallest:.3g} to {largest:.3g}: give two above 0, the smallest first")
+    s = torch.logspace(np.log10(smallest), np.log10(largest), 400, dtype=torch.float64)
+    looks = [("black", "-", 1.4), (BROWN, ":", 2.2), (BLUE, "-", 2.6), (GREEN, "--", 2.2), (ORANGE, "-.", 2.2)]
+    factors = filter_factors(s, step=step, steps=steps, damping=damping)
+    for (name, values), (colour, style, width) in zip(factors.items(), looks, strict=True):
+        ax.plot(s, values, color=colour, linestyle=style, linewidth=width, label=name)
+    for name, height in (("aK", step * steps), ("1/δ", 1 / damping)):
+        ax.axhline(height, color="0.7", linewidth=1, zorder=0)
+        lower = height < max(step * steps, 1 / damping)
+        where = (1, height), (-3, -11 if lower else 3), ("axes fraction", "data")
+        ax.annotate(f"{name} = {height:.3g}", *where, "offset points", ha="right", fontsize=9, color="0.3")
+    ax.set(xscale="log", yscale="log", ylim=(0.5 * step, 1.5 / smallest))
+    ax.set(xlabel="eigenvalue s of the Hessian", ylabel="factor on the component along it")
+    ax.legend(fontsize=9, loc="lower left")

@@ -4,7 +4,7 @@ Each explorer returns ``(widget, draw)``: show the widget in one cell, and call 
 reader without a kernel sees the picture and a test runs the path that the slider takes.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache
 
 import ipywidgets
@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from metasp_lite.calculus.curvature import Curvature
+from metasp_lite.calculus.losses import Penalised
 from metasp_lite.calculus.min_norm import min_norm_pair
 from metasp_lite.course import approximation_plots, plots, step_plots
 from metasp_lite.course.problems import Problem
@@ -50,13 +52,17 @@ def epsilon_explorer(problem: Problem, *, example: int = 0, largest: float = 0.1
 
 @typed
 def approximation_explorer(
-    problem: Problem, *, l2_values: tuple[float, ...] = (0.01, 0.03, 0.1)
+    problem: Problem,
+    *,
+    l2_values: tuple[float, ...] = (0.01, 0.03, 0.1),
+    known: Mapping[float, tuple[Curvature, Tensor]] | None = None,
 ) -> tuple[ipywidgets.Widget, _Draw]:
     """Sliders for K, the step (as a multiple of 1/s_max) and λ; draws K-step influences against the exact ones.
 
-    The approximate ones are the Neumann series, which the K-step pseudo-update equals at the optimum.
+    The approximate ones are the Neumann series, which the K-step pseudo-update equals at the optimum.  ``known`` has
+    the curvature and the exact influences ``(n,)`` for each λ that was trained already; for any other one it trains.
     """
-    at_optimum = cache(lambda l2: optimum_with_l2(problem, l2))
+    at_optimum = cache(lambda l2: (known or {}).get(l2) or optimum_with_l2(problem, l2))
 
     def draw(steps: int, step: float, l2: float) -> None:
         curvature, exact = at_optimum(l2)
@@ -80,6 +86,28 @@ def approximation_explorer(
             options=[0.01, 0.1, 0.5, 1.0, 1.5, 1.9], value=1.0, continuous_update=False, description="step·s_max"
         ),
         "l2": ipywidgets.SelectionSlider(options=l2_values, value=0.03, continuous_update=False, description="λ"),
+    }
+    return _explorer(draw, sliders), draw
+
+
+@typed
+def filter_explorer(curvature: Curvature[Penalised]) -> tuple[ipywidgets.Widget, _Draw]:
+    """Sliders for K and δ; draws the filter factors over the range of the curvature's eigenvalues, with a = 1/s_max."""
+    smallest, largest = curvature.smallest_eigenvalue, curvature.largest_eigenvalue
+
+    def draw(steps: int, damping: float) -> None:
+        _, ax = plt.subplots(figsize=(7.5, 4.6))
+        approximation_plots.filters(ax, smallest, largest, step=1 / largest, steps=steps, damping=damping)
+        ax.set_title(f"K = {steps} steps of a = 1/$s_{{max}}$, damping δ = {damping:g}", fontsize=11)
+        plt.show()
+
+    sliders = {
+        "steps": ipywidgets.SelectionSlider(
+            options=[1, 2, 5, 10, 20, 50, 100, 200, 500, 1000], value=20, continuous_update=False, description="K"
+        ),
+        "damping": ipywidgets.SelectionSlider(
+            options=[0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0], value=1.0, continuous_update=False, description="δ"
+        ),
     }
     return _explorer(draw, sliders), draw
 

@@ -6,6 +6,7 @@ from metasp_lite.influence.hessian import influence
 from metasp_lite.influence.leaving_out import leave_one_out
 from metasp_lite.influence.metasp import metasp_gradient, metasp_step, mixed, official, printed, relative
 from metasp_lite.influence.pseudo_update import SGDRule, pseudo_update_influence
+from metasp_lite.influence.tracin import tracin
 
 __all__ = [
     "SGDRule",
@@ -21,4 +22,5 @@ __all__ = [
     "pseudo_update_influence",
     "published",
     "relative",
+    "tracin",
 ]

@@ -13,10 +13,11 @@ from metasp_lite.calculus.losses import (
     Losses,
     Penalised,
     ScalarLoss,
+    derivatives_along,
     gradient,
-    loss_directional_derivatives,
     require_losses,
 )
+from metasp_lite.calculus.parameters import require_vector
 from metasp_lite.calculus.solvers import Solver
 from metasp_lite.doors import typed
 
@@ -34,12 +35,13 @@ def influence(losses: Losses, validation: ScalarLoss, curvature: Curvature[Penal
         ValueError: when ``losses`` are not one for each example and a function of θ and that example alone.
         FloatingPointError: when an influence is NaN or infinite.
     """
-    require_losses(losses, curvature.theta)  # before the solve
+    if losses is not curvature.objective.losses:  # which were looked at
+        require_losses(losses, curvature.theta)  # before the solve
     solution = solver(curvature, gradient(validation, curvature.theta))
+    require_vector(solution, curvature.theta, "the solver's answer")
     theta, n = curvature.theta, len(losses)
     parts = torch.arange(n, device=theta.device).split(curvature.batch_size or n)
     derivatives = [
-        loss_directional_derivatives(losses if len(index) == n else Part(losses, index), theta, solution)
-        for index in parts
+        derivatives_along(losses if len(index) == n else Part(losses, index), theta, solution) for index in parts
     ]
     return -torch.cat(derivatives)

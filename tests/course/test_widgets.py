@@ -7,6 +7,7 @@ import pytest
 import torch
 from helpers.small_stages import SMALL_STAGES
 
+from metasp_lite.calculus import Curvature
 from metasp_lite.course import plots, problems, widgets
 from metasp_lite.course.two_stages import TwoStages
 
@@ -39,6 +40,26 @@ def test_approximation_explorer_counts_signs_as_the_picture_shows(small_toy):
     right, wrong = (len(points.get_offsets()) for points in ax.collections)
     assert right + wrong == 50
     assert f"{right} of 50 signs" in ax.get_title()
+
+
+def test_approximation_explorer_takes_what_is_known(small_toy, monkeypatch):
+    monkeypatch.setattr(widgets, "optimum_with_l2", lambda problem, l2: pytest.fail("it trained again"))
+    at = Curvature(small_toy.objective, small_toy.start, damping=20.0)
+    exact = torch.linspace(-1, 1, 50, dtype=torch.float64)
+    _, draw = widgets.approximation_explorer(small_toy, l2_values=(0.03,), known={0.03: (at, exact)})
+    plt.close("all")
+    draw(steps=1, step=1.0, l2=0.03)
+    assert "of 50 signs" in plt.gcf().axes[0].get_title()
+
+
+def test_filter_explorer_marks_what_the_sliders_say(small_toy):
+    widget, draw = widgets.filter_explorer(Curvature(small_toy.objective, small_toy.start, damping=20.0))
+    assert [child.description for child in widget.children[:2]] == ["K", "δ"]
+    plt.close("all")
+    draw(steps=5, damping=0.1)
+    ax = plt.gcf().axes[0]
+    assert "K = 5" in ax.get_title()
+    assert ax.texts[1].get_text() == "1/δ = 10"
 
 
 def test_the_picker_shows_the_most_helpful_and_the_most_harmful_images(monkeypatch):

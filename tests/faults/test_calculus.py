@@ -34,6 +34,7 @@ from metasp_lite.calculus import (
     per_example_gradients,
     solvers,
 )
+from metasp_lite.calculus.solvers import KFAC
 
 
 @cache
@@ -74,7 +75,8 @@ def solve(solver, **settings):
 
 
 NO_STEP = {bad: value for bad, value in NO_POSITIVE.items() if bad != "none"}
-COLUMNS = ("Exact", "GaussNewton")  # take several right-hand sides
+NO_COUNT_OR_ALL = {bad: value for bad, value in NO_COUNT.items() if bad != "none"}
+COLUMNS = ("Exact", "GaussNewton", "KFAC", "EKFAC", "Nystrom", "Arnoldi")  # take several right-hand sides
 
 
 def solver_door(name, good, bad):
@@ -199,11 +201,23 @@ DOORS = {
     "Identity": solver_door("Identity", {}, {}),
     "OuterProduct": solver_door("OuterProduct", {}, {}),
     "GaussNewton": solver_door("GaussNewton", {}, {}),
+    **{
+        factors: solver_door(
+            factors, {"rank": 3, "draws": 2}, {"rank": NO_COUNT_OR_ALL, "draws": NO_COUNT_OR_ALL, "seed": NO_SEED}
+        )
+        for factors in ("KFAC", "EKFAC")
+    },
+    "Nystrom": solver_door("Nystrom", {"rank": 3}, {"rank": {**NO_COUNT, "huge": 34}, "seed": NO_SEED}),
+    "Arnoldi": solver_door(
+        "Arnoldi",
+        {"rank": 2, "products": 4},
+        {"rank": {**NO_COUNT, "huge": 5}, "products": {**NO_COUNT, "huge": 34}, "seed": NO_SEED},
+    ),
     "Neumann": solver_door("Neumann", {"terms": 3}, {"terms": NO_COUNT, "step": NO_STEP}),
     "ConjugateGradient": solver_door(
         "ConjugateGradient",
         {"iterations": 3},
-        {"iterations": NO_COUNT, "tolerance": NO_STEP},
+        {"iterations": NO_COUNT, "tolerance": NO_STEP, "preconditioner": {"text": "x", "number": 1.0, "class": KFAC}},
     ),
     "LiSSA": solver_door(
         "LiSSA",

@@ -48,6 +48,7 @@ from metasp_lite.influence import (
     printed,
     pseudo_update_influence,
     relative,
+    tracin,
 )
 from metasp_lite.stages.unrolled import Adam
 from metasp_lite.stages.updated import JointObjective
@@ -221,6 +222,22 @@ INFLUENCE = {
             "curvature": {**NO_OBJECT, "objective": problem()[0]},
             "solver": {**NO_OBJECT},
         },
+    ),
+    "tracin": Door(
+        tracin,
+        lambda: {
+            "losses": problem()[0].losses,
+            "validations": [problem()[1]],
+            "checkpoints": [problem()[2]],
+            "steps": [0.1],
+        },
+        lambda: {
+            "losses": {**NO_OBJECT, "scalar": lambda theta: theta.sum()},
+            "validations": {"none": None, "number": 1.0, "empty": []},
+            "checkpoints": {"none": None, "number": 1.0, "empty": [], "text inside": ["x"]},
+            "steps": {"none": None, "number": 1.0, "empty": [], "negative": [-0.1], "nan": [math.nan]},
+        },
+        says={"validations": "validation", "checkpoints": "checkpoint|θ"},
     ),
     "leave_one_out": Door(
         leave_one_out,
