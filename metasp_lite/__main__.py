@@ -1,4 +1,4 @@
-"""The command line: ``python -m metasp_lite data``, ``tour``, ``bench``, ``train``, ``grid``, ``stages``, ``variants``.
+"""The command line: ``python -m metasp_lite data``, ``tour``, ``bench``, ``train``, ``grid``, ``stages``, ``uses``…
 
 Each command is a module of ``commands`` with ``configure`` (its options) and ``main``.  Only the one that is called is
 imported, and it imports what computes only when it runs: help and a misspelt option answer at once.
@@ -22,6 +22,7 @@ COMMANDS = {
     "train": "train one method on one stream; the same line again goes on",
     "grid": "train all combinations of streams, methods, memory sizes and seeds",
     "stages": "measure two-stage influence against retraining, and store it",
+    "uses": "retrain to see what influence scores are good for, and store it",
     "variants": "train MetaSP with each variant of its weights, and ER-late beside it, and store the ends",
 }
 _GOES_ON = ("train", "grid")
