@@ -1,4 +1,4 @@
-"""The command line: ``python -m metasp_lite data``, ``tour``, ``bench``, ``train``, ``grid``, ``stages``, ``uses``…
+"""The command line: ``python -m metasp_lite`` and one of ``COMMANDS``.
 
 Each command is a module of ``commands`` with ``configure`` (its options) and ``main``.  Only the one that is called is
 imported, and it imports what computes only when it runs: help and a misspelt option answer at once.

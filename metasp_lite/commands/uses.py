@@ -25,11 +25,11 @@ def main(arguments: argparse.Namespace) -> int:
     import torch
 
     from metasp_lite import results, settings
-    from metasp_lite.studies import uses
+    from metasp_lite.studies import uses, uses_cnn
 
     paths = {name: results.place(f"uses/{name}.json") for name in arguments.studies or _STUDIES}
     torch.set_num_threads(1)  # small products gain nothing from more
-    studies = {"halves": uses.halves, "removal": uses.removal, "labels": uses.labels}
+    studies = {"halves": uses.halves, "removal": uses.removal, "labels": uses.labels, "cnn": uses_cnn.study}
     for name, path in paths.items():
         start = time.perf_counter()
         found = studies[name]()

@@ -89,9 +89,7 @@ def _trained(objective: Objective[ExampleLosses], start: Tensor, steps: int) -> 
     """Return the optimum by ``steps`` of L-BFGS and Newton; where they miss it, some steps of Adam come first."""
     for adam_steps, lbfgs_steps in ((0, steps), (200, 2000)):
         try:
-            return minimise(
-                objective, start, tolerance=_TOLERANCE, adam_steps=adam_steps, lbfgs_steps=lbfgs_steps
-            )
+            return minimise(objective, start, tolerance=_TOLERANCE, adam_steps=adam_steps, lbfgs_steps=lbfgs_steps)
         except (ArithmeticError, NotConvergedError):
             continue
     return minimise(objective, start, tolerance=_TOLERANCE, adam_steps=1000)
