@@ -11,14 +11,14 @@ from metasp_lite.calculus.parameters import flatten_parameters
 from metasp_lite.influence import agreement
 from metasp_lite.influence.hessian import influence_on_each
 from metasp_lite.networks import Conv, Pool, Specification, two_stage
-from metasp_lite.studies.uses import cut, queries_of, random_halves, toy
+from metasp_lite.studies.uses import POOLING, cut, queries_of, random_halves, toy
 
 _LAYERS = Specification((Conv(8, 3), Pool(), Conv(16, 3), Pool()))  # as Table A's for MNIST, with fewer filters
 _EPOCHS, _BATCH, _RATE, _MOMENTUM, _L2 = 20, 50, 0.05, 0.9, 1e-3
 _DAMPINGS = (0.01, 0.1, 1.0)
 
 
-def study(count: int = 60, networks: int = 3, epochs: int = _EPOCHS) -> dict[str, object]:
+def study(count: int = 50, networks: int = 3, epochs: int = _EPOCHS) -> dict[str, object]:
     """Linear datamodelling scores of 50 queries, a row for each score, taken at one network and averaged over several.
 
     ``count`` halves, two banks of networks that differ in starting weights and in the order of batches; scores are held
@@ -60,12 +60,14 @@ def study(count: int = 60, networks: int = 3, epochs: int = _EPOCHS) -> dict[str
 
 
 def _network(seed: int) -> nn.Sequential:
-    return two_stage(_LAYERS, (1, 14, 14), 10, pooling=nn.AvgPool2d, seed=seed, dtype=torch.float32)
+    side = 28 // POOLING
+    return two_stage(_LAYERS, (1, side, side), 10, pooling=nn.AvgPool2d, seed=seed, dtype=torch.float32)
 
 
 def _losses(examples: ExampleLosses) -> ExampleLosses:
     """Return the losses of the same examples for this network."""
-    return ExampleLosses(_network(0), examples.inputs.float().view(-1, 1, 14, 14), examples.labels)
+    side = 28 // POOLING
+    return ExampleLosses(_network(0), examples.inputs.float().view(-1, 1, side, side), examples.labels)
 
 
 def _run(examples: ExampleLosses, seed: int, epochs: int) -> list[Tensor]:
