@@ -150,7 +150,7 @@ def rankings(losses: ExampleLosses, queries: ExampleLosses, curvature: Curvature
     return ranks
 
 
-def labels(seeds: int = 4, rates: tuple[float, ...] = (0.1, 0.3), l2s: tuple[float, ...] = (L2, L2 / 10)) -> _Row:
+def labels(seeds: int = 3, rates: tuple[float, ...] = (0.1, 0.3), l2s: tuple[float, ...] = (L2, L2 / 10)) -> _Row:
     """ROC-AUC of scores that look for labels made wrong, and the share found among the first 5, 10, … % inspected.
 
     A row for each network: λ, the share of wrong labels, and the seed that draws starting weights and wrong labels.

@@ -14,11 +14,11 @@ from metasp_lite.networks import Conv, Pool, Specification, two_stage
 from metasp_lite.studies.uses import POOLING, cut, queries_of, random_halves, toy
 
 _LAYERS = Specification((Conv(8, 3), Pool(), Conv(16, 3), Pool()))  # as Table A's for MNIST, with fewer filters
-_EPOCHS, _BATCH, _RATE, _MOMENTUM, _L2 = 20, 50, 0.05, 0.9, 1e-3
+_EPOCHS, _BATCH, _RATE, _MOMENTUM, _L2 = 10, 50, 0.05, 0.9, 1e-3
 _DAMPINGS = (0.01, 0.1, 1.0)
 
 
-def study(count: int = 50, networks: int = 3, epochs: int = _EPOCHS) -> dict[str, object]:
+def study(count: int = 30, networks: int = 3, epochs: int = _EPOCHS) -> dict[str, object]:
     """Linear datamodelling scores of 50 queries, a row for each score, taken at one network and averaged over several.
 
     ``count`` halves, two banks of networks that differ in starting weights and in the order of batches; scores are held
