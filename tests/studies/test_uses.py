@@ -6,7 +6,7 @@ import torch
 from metasp_lite import results
 from metasp_lite.calculus.curvature import Curvature
 from metasp_lite.calculus.losses import Objective, SingleLoss, gradient
-from metasp_lite.calculus.optimum import minimise
+from metasp_lite.calculus.optimum import lbfgs, minimise
 from metasp_lite.course import problems
 from metasp_lite.studies import uses, uses_cnn
 
@@ -24,13 +24,13 @@ def small(monkeypatch):
 
 
 def weighted_optimum(problem, theta, weights):
-    """The optimum of Σ w_i ℓ_i / Σ w_i and the penalty, without cutting anything."""
+    """Where L-BFGS leads on Σ w_i ℓ_i / Σ w_i and the penalty, without cutting anything."""
     losses = problem.objective.losses
 
     def objective(at):
         return (weights * losses(at)).sum() / weights.sum() + 0.5 * HEAVY * at @ at
 
-    return minimise(Objective(SingleLoss(objective)), theta)
+    return lbfgs(Objective(SingleLoss(objective)), theta, 600)
 
 
 def test_the_halves_are_halves_and_no_two_are_the_same():
@@ -49,8 +49,8 @@ def test_the_banks_hold_the_queries_losses_of_networks_trained_on_the_halves(sma
     for row, stored in zip(found["halves"], found["losses"]["continued"], strict=True):
         weights = torch.tensor([float(each) for each in row], dtype=torch.float64)
         true = problem.validation.losses(weighted_optimum(problem, theta, weights), queries)
-        # the study stops at a gradient of 1e-6, and the penalty alone has a curvature of 0.1
-        torch.testing.assert_close(torch.tensor(stored, dtype=torch.float64), true, rtol=0, atol=1e-4)
+        # the study takes fewer steps, and the penalty alone has a curvature of 0.1: a loss is known to about 1e-3
+        torch.testing.assert_close(torch.tensor(stored, dtype=torch.float64), true, rtol=0, atol=1e-3)
     a, b = (found["losses"][f"new weights, bank {name}"] for name in "AB")
     assert a != b
     assert len(found["whole_set_losses"]) == len(found["whole_set_validation"]) == 2
@@ -67,7 +67,7 @@ def test_what_is_removed_is_what_the_ranking_has_first(small):
         weights = torch.ones(len(losses), dtype=torch.float64)
         weights[ranks[name][:5, 0]] = 0
         true = queries(weighted_optimum(problem, theta, weights))[0]
-        assert found["losses"][name][0][0] == pytest.approx(float(true), abs=1e-4)  # as above
+        assert found["losses"][name][0][0] == pytest.approx(float(true), abs=1e-3)  # as above
 
 
 def test_rankings_by_class_have_its_examples_first_and_by_distance(small):
