@@ -3,7 +3,7 @@
 import argparse
 import time
 
-_STUDIES = ("halves", "removal", "labels", "cnn")
+_STUDIES = ("halves", "removal", "labels")
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -12,8 +12,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "studies",
         nargs="*",
         metavar=f"{{{','.join(_STUDIES)}}}",
-        help="halves: networks trained on halves; removal: without what a score ranks first; labels: wrong ones found; "
-        "cnn: halves again, for a convolutional network (default: all)",
+        help="halves: networks trained on halves; removal: without what a score ranks first; labels: wrong ones found "
+        "(default: all)",
     )
 
 
@@ -25,11 +25,11 @@ def main(arguments: argparse.Namespace) -> int:
     import torch
 
     from metasp_lite import results, settings
-    from metasp_lite.studies import uses, uses_cnn
+    from metasp_lite.studies import uses
 
     paths = {name: results.place(f"uses/{name}.json") for name in arguments.studies or _STUDIES}
     torch.set_num_threads(1)  # small products gain nothing from more
-    studies = {"halves": uses.halves, "removal": uses.removal, "labels": uses.labels, "cnn": uses_cnn.study}
+    studies = {"halves": uses.halves, "removal": uses.removal, "labels": uses.labels}
     for name, path in paths.items():
         start = time.perf_counter()
         found = studies[name]()

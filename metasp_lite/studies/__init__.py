@@ -3,7 +3,7 @@
 A study computes and returns; the command of its name prints and stores.
 """
 
-from metasp_lite.studies import multi_stage, step_cost, toy_cost, training_cost, uses, uses_cnn, variants
+from metasp_lite.studies import multi_stage, step_cost, toy_cost, training_cost, uses, variants
 from metasp_lite.studies.process import import_beforehand
 
-__all__ = ["import_beforehand", "multi_stage", "step_cost", "toy_cost", "training_cost", "uses", "uses_cnn", "variants"]
+__all__ = ["import_beforehand", "multi_stage", "step_cost", "toy_cost", "training_cost", "uses", "variants"]

@@ -7,7 +7,7 @@ import torch
 
 from metasp_lite import __main__, results, settings
 from metasp_lite.calculus.curvature import NegativeCurvatureError
-from metasp_lite.studies import multi_stage, step_cost, toy_cost, training_cost, uses, uses_cnn, variants
+from metasp_lite.studies import multi_stage, step_cost, toy_cost, training_cost, uses, variants
 
 
 @pytest.fixture(autouse=True)
@@ -53,7 +53,7 @@ def test_what_could_not_be_stored_is_refused_before_it_is_computed(monkeypatch, 
 
     for name in multi_stage.STUDIES:
         monkeypatch.setitem(multi_stage.STUDIES, name, no_run)
-    for module in (toy_cost, step_cost, training_cost, uses_cnn, variants):
+    for module in (toy_cost, step_cost, training_cost, variants):
         monkeypatch.setattr(module, "study", no_run)
     for name in ("halves", "removal", "labels"):
         monkeypatch.setattr(uses, name, no_run)

@@ -8,7 +8,7 @@ from metasp_lite.calculus.curvature import Curvature
 from metasp_lite.calculus.losses import Objective, SingleLoss, gradient
 from metasp_lite.calculus.optimum import lbfgs, minimise
 from metasp_lite.course import problems
-from metasp_lite.studies import uses, uses_cnn
+from metasp_lite.studies import uses
 
 HEAVY = 0.1  # a penalty that leaves a small network one optimum near the start's
 
@@ -118,18 +118,7 @@ def test_the_study_of_labels_has_a_row_a_network():
     assert rows[0]["auc"] != rows[1]["auc"]
 
 
-def test_the_convolutional_network_is_scored_alone_and_averaged_and_a_second_run_gives_the_same(monkeypatch):
-    monkeypatch.setattr(uses_cnn, "toy", uses.toy)
-    monkeypatch.setattr(uses_cnn, "POOLING", 4)
-    found = uses_cnn.study(4, 2, epochs=2)
-    assert found == uses_cnn.study(4, 2, epochs=2)
-    assert {row["networks"] for row in found["rows"]} == {1, 2}
-    assert all(len(row["lds"]) == 50 for row in found["rows"])
-    same_class = [row["lds"] for row in found["rows"] if row["score"] == "same class"]
-    assert same_class[0] == same_class[1]  # it looks at no network
-
-
-@pytest.mark.parametrize("name", ["halves", "removal", "labels", "cnn"])
+@pytest.mark.parametrize("name", ["halves", "removal", "labels"])
 def test_the_stored_studies_are_of_these_settings(name):
     stored = results.read(results.RESULTS_DIR / "uses" / f"{name}.json")
     assert stored["settings"]["threads"] == 1
