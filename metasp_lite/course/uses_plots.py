@@ -39,7 +39,7 @@ def forest(ax: Axes, rows: Mapping[str, Interval], *, ceilings: Mapping[str, flo
 
 
 @typed
-def curves(
+def named_bands(
     ax: Axes, at: Sequence[float], bands: Mapping[str, Sequence[Interval]], *, shaded: Sequence[str] = ()
 ) -> None:
     """Draw means over ``at`` as lines with their names at the right end, and the intervals of those ``shaded``.

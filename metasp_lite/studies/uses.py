@@ -20,15 +20,15 @@ from metasp_lite.calculus.optimum import lbfgs, minimise
 from metasp_lite.course import problems
 from metasp_lite.influence.hessian import influence_on_each
 
-POOLING, L2 = 2, 0.01  # the toy of notebook 02, seen at 14×14 pixels
-QUERIES_PER_CLASS = 5
+_POOLING, L2 = 2, 0.01  # the toy of notebook 02, seen at 14×14 pixels
+_PER_CLASS = 5
 _NEAR, _FAR = 150, 300  # steps of L-BFGS, from a neighbouring optimum and from new weights
 _Row = dict[str, object]
 
 
-def toy(seed: int = 1, l2: float = L2) -> problems.Problem:
+def small_toy(seed: int = 1, l2: float = L2) -> problems.Problem:
     """Return the problem of these studies."""
-    return problems.toy(pooling=POOLING, l2=l2, seed=seed)
+    return problems.toy(pooling=_POOLING, l2=l2, seed=seed)
 
 
 def cut(losses: ExampleLosses, chosen: Tensor) -> ExampleLosses:
@@ -36,7 +36,7 @@ def cut(losses: ExampleLosses, chosen: Tensor) -> ExampleLosses:
     return ExampleLosses(losses.model, losses.inputs[chosen], losses.labels[chosen], losses.loss)
 
 
-def queries_of(labels: Tensor, per_class: int = QUERIES_PER_CLASS) -> Tensor:
+def _queries_of(labels: Tensor, per_class: int = _PER_CLASS) -> Tensor:
     """Return the places of the first ``per_class`` of each class, class by class."""
     return torch.cat([(labels == c).nonzero()[:per_class, 0] for c in range(10)])
 
@@ -56,8 +56,8 @@ def halves(count: int = 100, several: int = 50, whole: int = 8) -> _Row:
     "continued" goes on from the optimum of the whole set, for ``count`` halves; "new weights, bank A" and "B" start
     each network from weights of its own, for the first ``several``.  A row a network.
     """
-    problem, tested = toy(), toy().validation.losses
-    queries = cut(tested, places := queries_of(tested.labels))
+    problem, tested = small_toy(), small_toy().validation.losses
+    queries = cut(tested, places := _queries_of(tested.labels))
     theta = minimise(problem.objective, problem.start)
     chosen, left = random_halves(count, len(problem.objective.losses)), list[float]()
 
@@ -69,10 +69,10 @@ def halves(count: int = 100, several: int = 50, whole: int = 8) -> _Row:
 
     banks = {
         "continued": bank(lambda _: theta, chosen, _NEAR),
-        "new weights, bank A": bank(lambda k: toy(1000 + k).start, chosen[:several], _FAR),
-        "new weights, bank B": bank(lambda k: toy(2000 + k).start, chosen[:several], _FAR),
+        "new weights, bank A": bank(lambda k: small_toy(1000 + k).start, chosen[:several], _FAR),
+        "new weights, bank B": bank(lambda k: small_toy(2000 + k).start, chosen[:several], _FAR),
     }
-    others = [_trained(problem.objective, toy(3000 + k).start, _FAR, left=left) for k in range(whole)]
+    others = [_trained(problem.objective, small_toy(3000 + k).start, _FAR, left=left) for k in range(whole)]
     return {
         "settings": _SETTINGS,
         "gradient_norm": {"median": statistics.median(left), "largest": max(left)},
@@ -85,7 +85,7 @@ def halves(count: int = 100, several: int = 50, whole: int = 8) -> _Row:
     }
 
 
-_SETTINGS = {"pooling": POOLING, "l2": L2, "seed": 1, "steps": [_NEAR, _FAR], "threads": 1}
+_SETTINGS = {"pooling": _POOLING, "l2": L2, "seed": 1, "steps": [_NEAR, _FAR], "threads": 1}
 
 
 def _trained(objective: Objective[ExampleLosses], start: Tensor, steps: int, *, left: list[float]) -> Tensor:
@@ -120,8 +120,8 @@ def removal(counts: tuple[int, ...] = (10, 30, 100), per_class: int = 1) -> _Row
 
     ``losses[ranking][query]`` has a number for each k of ``counts``; ``before`` is that of the whole set.
     """
-    problem, tested = toy(), toy().validation.losses
-    queries = cut(tested, places := queries_of(tested.labels, per_class))
+    problem, tested = small_toy(), small_toy().validation.losses
+    queries = cut(tested, places := _queries_of(tested.labels, per_class))
     losses, theta = problem.objective.losses, minimise(problem.objective, problem.start)
     ranks = rankings(losses, queries, Curvature(problem.objective, theta))
     found: dict[str, list[list[float]]] = {}
@@ -175,7 +175,7 @@ def labels(seeds: int = 3, rates: tuple[float, ...] = (0.1, 0.3), l2s: tuple[flo
     for l2 in l2s:
         for rate in rates:
             for seed in tqdm(range(seeds)):
-                spoiled = Mislabelled.of(toy(seed + 1, l2), rate, seed)
+                spoiled = Mislabelled.of(small_toy(seed + 1, l2), rate, seed)
                 scores = spoiled.suspicions()
                 rows.append(
                     {
@@ -209,14 +209,14 @@ class Mislabelled:
         labels, wrong = spoil(losses.labels, rate, draw)
         spoiled = ExampleLosses(problem.model, losses.inputs, labels)
         objective = Objective(spoiled, problem.objective.l2)
-        clean = cut(problem.validation.losses, queries_of(problem.validation.losses.labels, 20))
+        clean = cut(problem.validation.losses, _queries_of(problem.validation.losses.labels, 20))
         noisy = ExampleLosses(problem.model, clean.inputs, spoil(clean.labels, rate, draw)[0])
         return cls(problem, spoiled, objective, _minimum(objective, problem.start), wrong, clean, noisy)
 
     def suspicions(self) -> dict[str, Tensor]:
         """Return for each score how suspicious it finds each example ``(n,)``, more is worse."""
         gradients, curvature = per_example_gradients(self.losses, self.theta), Curvature(self.objective, self.theta)
-        five = cut(self.clean, queries_of(self.clean.labels, 5))
+        five = cut(self.clean, _queries_of(self.clean.labels, 5))
         targets = {"clean V": self.clean, "clean V, 5 a class": five, "noisy V": self.noisy}
         found = {
             "loss": self.losses(self.theta),

@@ -30,7 +30,7 @@ def test_a_forest_of_nothing_is_refused():
 def test_curves_are_named_and_those_asked_for_have_bands():
     _, ax = plt.subplots()
     bands = {"a": [(0, -1, 1), (2, 1, 3)], "b": [(5, 4, 6), (6, 5, 7)]}
-    uses_plots.curves(ax, [10, 30], bands, shaded=["a"])
+    uses_plots.named_bands(ax, [10, 30], bands, shaded=["a"])
     assert {line.get_label(): list(line.get_ydata()) for line in ax.get_lines()} == {"a": [0, 2], "b": [5, 6]}
     assert [text.get_text() for text in ax.texts] == ["a", "b"]
     (band,) = ax.collections

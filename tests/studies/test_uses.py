@@ -18,7 +18,7 @@ def small(monkeypatch):
     def toy(seed=1, l2=HEAVY):
         return problems.toy(train_per_class=6, test_per_class=6, hidden=3, pooling=4, l2=l2, seed=seed)
 
-    monkeypatch.setattr(uses, "toy", toy)
+    monkeypatch.setattr(uses, "small_toy", toy)
     monkeypatch.setattr(uses, "L2", HEAVY)
     return toy
 
