@@ -2,6 +2,7 @@
 
 import argparse
 import time
+from collections.abc import Callable
 
 _STUDIES = ("halves", "removal", "labels")
 
@@ -29,7 +30,11 @@ def main(arguments: argparse.Namespace) -> int:
 
     paths = {name: results.place(f"uses/{name}.json") for name in arguments.studies or _STUDIES}
     torch.set_num_threads(1)  # small products gain nothing from more
-    studies = {"halves": uses.halves, "removal": uses.removal, "labels": uses.labels}
+    studies: dict[str, Callable[[], dict[str, object]]] = {
+        "halves": uses.halves,
+        "removal": uses.removal,
+        "labels": uses.labels,
+    }
     for name, path in paths.items():
         start = time.perf_counter()
         found = studies[name]()

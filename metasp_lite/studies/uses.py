@@ -152,7 +152,7 @@ def rankings(losses: ExampleLosses, queries: ExampleLosses, curvature: Curvature
     Scores drop what helps the query most; "nearest of its class" drops by the distance of pixels, examples of other
     classes last; "random of its class" too, but without looking; "random" looks at nothing.
     """
-    kinds = {"exact": solvers.Exact(), "identity": solvers.Identity()}
+    kinds: dict[str, solvers.Solver] = {"exact": solvers.Exact(), "identity": solvers.Identity()}
     ranks = {
         name: influence_on_each(losses, queries, curvature, solver).argsort(dim=0) for name, solver in kinds.items()
     }
