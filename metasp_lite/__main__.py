@@ -23,6 +23,7 @@ COMMANDS = {
     "grid": "train all combinations of streams, methods, memory sizes and seeds",
     "report": "print tables of a grid's runs, with paired tests",
     "stages": "measure two-stage influence against retraining, and store it",
+    "uses": "retrain to see what influence scores are good for, and store it",
     "variants": "train MetaSP with each variant of its weights, and ER-late beside it, and store the ends",
 }
 _GOES_ON = ("train", "grid")

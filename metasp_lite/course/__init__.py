@@ -8,6 +8,7 @@ from metasp_lite.course import (
     stage_plots,
     step_plots,
     training_plots,
+    uses_plots,
     widgets,
 )
 from metasp_lite.course.live import LiveCurves
@@ -24,5 +25,6 @@ __all__ = [
     "stage_plots",
     "step_plots",
     "training_plots",
+    "uses_plots",
     "widgets",
 ]

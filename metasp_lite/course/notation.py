@@ -96,6 +96,7 @@ SYMBOLS = (
     _Symbol(
         r"a", "step size", "of training and of pseudo-updates", "02", "number", "a", ("03", "04", "05", "06", "09")
     ),
+    _Symbol(r"N_j", "half", "the j-th random half of the training examples", "03", "n/2 examples", "halves"),
     _Symbol(r"g", "gradient", "of a loss by θ", "04", "(p,)", "g1", ("05",)),
     _Symbol(r"g^\top d", "slope", "of a loss with gradient g along d", "04", "number", "", ("05",), form=True),
     _Symbol(r"d", "descent direction", "the step is a times it", "04", "(p,)", "d", ("05",)),

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+import torch
 from torch import Tensor
 
 from metasp_lite.doors import Count, Seed, typed
@@ -84,6 +85,33 @@ def spearman(true: Tensor, approximate: Tensor) -> float:
     from scipy import stats  # as above
 
     return float(stats.spearmanr(*_varying(true, approximate)).statistic)
+
+
+@typed
+def linear_datamodelling_score(influences: Tensor, subsets: Tensor, outputs: Tensor) -> Tensor:
+    """Rank correlation of summed influences with the losses of networks trained on subsets, for each query; ``(Q,)``.
+
+    ``influences (n, Q)`` of each example on each query's loss, ``subsets (M, n)`` true where an example was trained on,
+    ``outputs (M, Q)`` the queries' losses after training on each.  Spearman's correlation over the M subsets of
+    Σ_{i in S} I_i with the loss, −1 to 1 (Park et al., TRAK, ICML 2023, who take a margin instead of the loss, which
+    has the same ranks).  Only subsets of one size can be compared so.
+
+    Raises:
+        ValueError: when the shapes do not fit, when the subsets are not true or false or differ in size, and as
+            ``pearson``.
+    """
+    if influences.dim() != 2 or outputs.shape != (len(subsets), influences.shape[1]):
+        raise ValueError(
+            f"influences {tuple(influences.shape)}, subsets {tuple(subsets.shape)}, outputs {tuple(outputs.shape)}: "
+            "give (n, Q), (M, n) and (M, Q)"
+        )
+    if subsets.dtype != torch.bool or subsets.shape[1:] != influences.shape[:1]:
+        raise ValueError(f"subsets are {tuple(subsets.shape)} and {subsets.dtype}: give (M, {len(influences)}) of bool")
+    sizes = subsets.sum(dim=1)
+    if bool((sizes != sizes[0]).any()):
+        raise ValueError(f"the subsets have {int(sizes.min())} to {int(sizes.max())} examples; give all the same size")
+    sums = subsets.to(influences) @ influences
+    return torch.tensor([spearman(*pair) for pair in zip(outputs.T, sums.T, strict=True)], dtype=torch.float64)
 
 
 @typed

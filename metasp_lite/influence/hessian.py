@@ -15,10 +15,11 @@ from metasp_lite.calculus.losses import (
     ScalarLoss,
     derivatives_along,
     gradient,
+    per_example_gradients,
     require_losses,
 )
 from metasp_lite.calculus.parameters import require_vector
-from metasp_lite.calculus.solvers import Solver
+from metasp_lite.calculus.solvers import Solver, solve_each
 from metasp_lite.doors import typed
 
 
@@ -45,3 +46,19 @@ def influence(losses: Losses, validation: ScalarLoss, curvature: Curvature[Penal
         derivatives_along(losses if len(index) == n else Part(losses, index), theta, solution) for index in parts
     ]
     return -torch.cat(derivatives)
+
+
+@typed
+def influence_on_each(losses: Losses, queries: Losses, curvature: Curvature[Penalised], solver: Solver) -> Tensor:
+    """Influence of each of n examples on each of Q queries, −∇L H⁻¹ ∇L_Vᵀ; ``(n, Q)``, a column a query.
+
+    A column is ``influence`` on that query's loss alone, its slow twin (``test_influences_on_each_are_those_on_one``).
+    The solves share what can be shared, a factor or a gradient graph, and all queries the n gradients, n·P numbers.
+
+    Raises:
+        ValueError: when ``losses`` or ``queries`` are not one for each example and a function of θ and it alone.
+        FloatingPointError: when a gradient is NaN or infinite.
+    """
+    theta = curvature.theta
+    solutions = solve_each(solver, curvature, per_example_gradients(queries, theta))
+    return -per_example_gradients(losses, theta) @ solutions.T

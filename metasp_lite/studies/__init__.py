@@ -1,9 +1,9 @@
-"""What is measured and stored in ``data/results``: costs, two stages, variants of the weights; and tables of runs.
+"""What is measured and stored in ``data/results``: costs, two stages, variants, uses of scores; and tables of runs.
 
 A study computes and returns; the command of its name prints and stores.
 """
 
-from metasp_lite.studies import comparison, multi_stage, report, step_cost, toy_cost, training_cost, variants
+from metasp_lite.studies import comparison, multi_stage, report, step_cost, toy_cost, training_cost, uses, variants
 from metasp_lite.studies.process import import_beforehand
 
 __all__ = [
@@ -14,5 +14,6 @@ __all__ = [
     "step_cost",
     "toy_cost",
     "training_cost",
+    "uses",
     "variants",
 ]

@@ -7,7 +7,7 @@ import torch
 
 from metasp_lite import __main__, results, settings
 from metasp_lite.calculus.curvature import NegativeCurvatureError
-from metasp_lite.studies import multi_stage, step_cost, toy_cost, training_cost, variants
+from metasp_lite.studies import multi_stage, step_cost, toy_cost, training_cost, uses, variants
 
 
 @pytest.fixture(autouse=True)
@@ -43,7 +43,9 @@ def test_a_study_that_does_not_converge_ends_in_one_sentence(monkeypatch, tmp_pa
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("line", ["stages tasks", "stages optima tasks", "bench toy", "bench", "variants"])
+@pytest.mark.parametrize(
+    "line", ["stages tasks", "stages optima tasks", "bench toy", "bench", "uses", "uses labels", "variants"]
+)
 @pytest.mark.parametrize("surroundings", ["no place", "no profile", "no project"])
 def test_what_could_not_be_stored_is_refused_before_it_is_computed(monkeypatch, tmp_path, capsys, line, surroundings):
     def no_run(*_, **__):
@@ -53,6 +55,8 @@ def test_what_could_not_be_stored_is_refused_before_it_is_computed(monkeypatch, 
         monkeypatch.setitem(multi_stage.STUDIES, name, no_run)
     for module in (toy_cost, step_cost, training_cost, variants):
         monkeypatch.setattr(module, "study", no_run)
+    for name in ("halves", "removal", "labels"):
+        monkeypatch.setattr(uses, name, no_run)
     monkeypatch.setattr(results, "RESULTS_DIR", tmp_path / "results")
     if surroundings == "no place":
         (tmp_path / "results").write_text("in the way")

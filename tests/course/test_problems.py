@@ -43,6 +43,17 @@ def test_toy_has_the_papers_size_and_one_seed_gives_one_start():
     assert toy.with_l2(0.5).objective.l2 == 0.5
 
 
+def test_toy_with_pooling_sees_means_of_squares_of_pixels():
+    plain, pooled = problems.toy(), problems.toy(pooling=2)
+    assert len(pooled.start) == 8 * (14 * 14 + 1) + 10 * 9
+    for seen, whole in ((pooled.objective, plain.objective), (pooled.validation, plain.validation)):
+        squares = whole.losses.inputs.view(-1, 14, 2, 14, 2)
+        torch.testing.assert_close(seen.losses.inputs, squares.mean(dim=(2, 4)).flatten(1))
+        assert torch.equal(seen.losses.labels, whole.losses.labels)
+    with pytest.raises(ValueError, match="pooling=3 does not divide the side of 28 pixels"):
+        problems.toy(pooling=3)
+
+
 @pytest.fixture(scope="module")
 def two_tasks():
     return problems.two_tasks(memory=100, validation=20, batch=16)

@@ -154,6 +154,8 @@ LINES = {  # a command line, and what its refusal says
     "tour 01 --out /": "among or over",
     "tour /none/such.ipynb": "/none/such.ipynb",
     "tour --store 99": "'99'",
+    "uses nonsense": "'nonsense'; choose from halves, removal, labels",
+    "uses --seeds 1": "--seeds",
     "variants nonsense": "nonsense",
     "variants --seeds 1": "--seeds",
 }

@@ -554,6 +554,7 @@ SHOWN = {
             "test_per_class": NO_COUNT,
             "hidden": NO_COUNT,
             "l2": NO_NONNEGATIVE,
+            "pooling": {**NO_COUNT, "no divisor": 3},
             "seed": NO_SEED,
         },
         costs=True,

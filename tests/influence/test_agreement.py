@@ -12,7 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import balanced_accuracy_score, confusion_matrix
 
-from metasp_lite.influence.agreement import SignConfusion, bootstrap_pearson, pearson, sign_confusion, spearman
+from metasp_lite.influence.agreement import (
+    SignConfusion,
+    bootstrap_pearson,
+    linear_datamodelling_score,
+    pearson,
+    sign_confusion,
+    spearman,
+)
 
 NUMBERS = st.floats(-1e6, 1e6, allow_nan=False) | st.sampled_from([0.0, -0.0, 5e-324])
 PAIRS = st.lists(st.tuples(NUMBERS, NUMBERS), min_size=1, max_size=40).map(
@@ -195,3 +202,41 @@ def test_the_bootstrap_refuses_tables_of_which_a_draw_is_constant(shape):
 def test_the_bootstrap_refuses_what_are_no_two_tables():
     with pytest.raises(ValueError, match=r"shapes \(3, 4\) and \(12,\): give two tables of one shape"):
         bootstrap_pearson(torch.rand(3, 4), torch.rand(12))
+
+
+PAIRS_OF_THREE = torch.tensor([[True, True, False], [True, False, True], [False, True, True]])
+
+
+def test_the_linear_datamodelling_score_by_hand():
+    influences = torch.tensor([[1.0, -1.0], [2.0, -2.0], [4.0, -4.0]])  # sums 3, 5, 6 and -3, -5, -6
+    losses = torch.tensor([[0.1, 0.1], [0.3, 0.2], [0.2, 0.9]])  # ranks 1, 3, 2 and 1, 2, 3
+    # 1 - 6 Σ d² / (3·8): the ranks of the first query differ by 0, 1, 1, those of the second run backwards
+    expected = torch.tensor([1 - 6 * 2 / 24, -1.0], dtype=torch.float64)
+    found = linear_datamodelling_score(influences, PAIRS_OF_THREE, losses)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)  # rounding of three products
+
+
+def test_a_score_that_is_the_truths_own_slope_has_one_and_a_shift_of_a_query_changes_nothing():
+    influences, draw = randn(30, 4, seed=7), torch.Generator().manual_seed(0)
+    subsets = torch.stack([torch.randperm(30, generator=draw) < 15 for _ in range(20)])
+    losses = subsets.double() @ influences
+    for truth in (losses, losses + randn(4, seed=8), losses.exp()):
+        score = linear_datamodelling_score(influences, subsets, truth)
+        torch.testing.assert_close(score, torch.ones(4, dtype=torch.float64), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"influences": torch.ones(3)}, r"give \(n, Q\), \(M, n\) and \(M, Q\)"),
+        ({"outputs": torch.rand(3, 3)}, r"outputs \(3, 3\): give"),
+        ({"subsets": PAIRS_OF_THREE.double()}, "of bool"),
+        ({"subsets": PAIRS_OF_THREE[:, :2]}, r"give \(M, 3\) of bool"),
+        ({"subsets": torch.tensor([[True, True, True], *PAIRS_OF_THREE[1:].tolist()])}, "2 to 3 examples"),
+        ({"influences": torch.zeros(3, 2)}, "a correlation does not exist"),
+    ],
+)
+def test_the_linear_datamodelling_score_refuses_what_has_none(change, sentence):
+    sound = {"influences": torch.rand(3, 2), "subsets": PAIRS_OF_THREE, "outputs": torch.rand(3, 2)}
+    with pytest.raises(ValueError, match=sentence):
+        linear_datamodelling_score(**{**sound, **change})

@@ -9,7 +9,7 @@ from helpers.influence_truths import assert_close, closed_form_leave_one_out
 
 from metasp_lite.calculus.losses import ExampleLosses, Objective, gradient
 from metasp_lite.calculus.solvers import ConjugateGradient, Exact, Identity
-from metasp_lite.influence.hessian import influence
+from metasp_lite.influence.hessian import influence, influence_on_each
 
 
 def closed_form(data, x, y):
@@ -69,3 +69,17 @@ def test_influence_refuses_numbers_that_are_not_finite(fitted_ridge):
         influence(bad, data.validation, curvature, Exact())
     with pytest.raises(FloatingPointError, match="the gradient is nan"):
         influence(data.objective.losses, Objective(bad), curvature, Exact())
+
+
+@pytest.mark.parametrize("solver", [Exact(), Identity(), ConjugateGradient(8)], ids=["exact", "identity", "cg"])
+def test_influences_on_each_are_those_on_one(trained, solver):
+    training, validation, _, curvature = trained
+    queries = validation.losses
+    found = influence_on_each(training.losses, queries, curvature, solver)
+    assert found.shape == (len(training.losses), len(queries))
+    for q in range(len(queries)):
+        one = Objective(ExampleLosses(queries.model, queries.inputs[[q]], queries.labels[[q]], queries.loss))
+        # the same solve; the products of gradients are summed in another order
+        torch.testing.assert_close(
+            found[:, q], influence(training.losses, one, curvature, solver), rtol=1e-8, atol=1e-10
+        )
