@@ -75,16 +75,6 @@ def right_hand_side(curvature: Curvature[Penalised], vector: Tensor, *, columns:
     return check_finite(vector.detach(), "the right-hand side")
 
 
-def at_least_one(name: str, value: int) -> None:
-    """Refuse a setting below 1.
-
-    Raises:
-        ValueError: names it.
-    """
-    if not value >= 1:
-        raise ValueError(f"{name}={value} must be at least 1")
-
-
 def safe_step(solver: str, step: float | None, curvature: Curvature[Penalised], default: float = 1.0) -> float:
     """Return the step size a, ``default``/λmax where it is None.
 
