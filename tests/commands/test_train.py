@@ -157,7 +157,7 @@ def test_what_cannot_be_trained_ends_in_one_sentence(change, sentence, folder, t
     ],
 )
 def test_more_than_there_is_is_refused(method, memory, changed, most, folder, tmp_path, capsys):
-    """The stream's own memory, too: a result that says 200 where 60 were stored would be compared with others of 200."""
+    """The stream's own memory, too: a result that says 200 where 60 were stored would stand beside others of 200."""
     words = ["train", "--stream", str(folder), "--method", method, "--out", str(tmp_path / "run"), "--set", "epochs=1"]
     words += [word for name, value in changed.items() for word in ("--set", f"{name}={value}")]
     assert program.main([*words, *([] if memory is None else ["--memory", str(memory)])]) == 1
