@@ -279,9 +279,8 @@ def mlp(shape: Sequence[int], classes: Count, *, hidden: Sequence[int] = (100, 1
     Raises:
         ValueError: when a side of the images or the size of a layer is no whole number of at least 1.
     """
-    for name, values in (("shape", shape), ("hidden", hidden)):
-        if not all(map(_is_count, values)):
-            raise ValueError(f"{name}={tuple(values)} must be whole numbers, each at least 1")
+    if not all(map(_is_count, (*shape, *hidden))):
+        raise ValueError(f"shape={tuple(shape)} and hidden={tuple(hidden)} must be whole numbers, each at least 1")
 
     def layers() -> nn.Sequential:
         sizes = (math.prod(shape), *hidden)
