@@ -92,13 +92,11 @@ def build(
     defaults = {"memory": preset.memory if memory is None else memory, "late_epochs": preset.late_epochs}
     own = {name: value for name, value in defaults.items() if name in fields.types_of(kind)}
     recipe = dataclasses.replace(preset.recipe, lr=_RATES.get(method, preset.recipe.lr))
-    return Run(
-        dataclasses.replace(preset.stream, **_changes_of(StreamSettings, changes)),
-        dataclasses.replace(recipe, **_changes_of(Recipe, changes)),
-        method,
-        kind(**{**own, **_changes_of(kind, changes)}),
-        seed,
-    )
+    recipe = dataclasses.replace(recipe, **_changes_of(Recipe, changes))
+    chosen = kind(**{**own, **_changes_of(kind, changes)})
+    if "late_epochs" in changes and (late := getattr(chosen, "late_epochs", 0)) > recipe.epochs:
+        raise ValueError(f"late_epochs={late} is more than the epochs={recipe.epochs} of a task; give at most so many")
+    return Run(dataclasses.replace(preset.stream, **_changes_of(StreamSettings, changes)), recipe, method, chosen, seed)
 
 
 @typed
