@@ -199,10 +199,6 @@ def test_the_study_of_updated_embeddings_predicts_each_scores_own_truth(monkeypa
 def test_the_study_of_optima_tells_a_minimum_from_what_is_none(monkeypatch):
     monkeypatch.setitem(SETUPS, "fashion-mnist", replace(SMALL_STAGES, first=(0, 5), first_per_class=20, l2=0.06))
     monkeypatch.setattr(multi_stage, "adam", lambda objective, theta, steps: adam(objective, theta, steps // 4))
-    # of the network for CIFAR, whose Hessian takes a product for each parameter: 256 instead of 1,024
-    monkeypatch.setattr(
-        multi_stage, "replace", lambda of, **new: replace(of, **{**new, **({"width": 8} if "network" in new else {})})
-    )
     rows = {row["variant"]: row for row in multi_stage.optima("fashion-mnist")["rows"]}
     here = rows["as in the notebook"]
     assert here["gradient_norm"] < 1e-5  # L-BFGS stops at 1e-7 of each of a few hundred entries
