@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from importlib import import_module
 
 from metasp_lite import settings
+from metasp_lite.commands.options import Once
 
 COMMANDS = {
     "data": "list the data sets that are here, or download one",
@@ -92,6 +93,7 @@ def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
     for name, purpose in COMMANDS.items():
         command = commands.add_parser(name, help=purpose, description=purpose)
         if name == called:
+            command.register("action", None, Once)
             import_module(f"metasp_lite.commands.{name}").configure(command)
     return parser
 

@@ -47,7 +47,9 @@ class _Range:
 
 Count = Annotated[int, _Range(lambda value: value >= 1, "at least 1")]
 Whole = Annotated[int, _Range(lambda value: value >= 0, "at least 0")]
-Seed = Annotated[int, _Range(lambda value: 0 <= value < 2**63, "at least 0 and below 2**63")]
+Seed = Annotated[  # torch's generators take no number of NumPy's
+    int, _Range(lambda value: isinstance(value, int) and 0 <= value < 2**63, "Python's own, at least 0 and below 2**63")
+]
 Positive = Annotated[float, _Range(lambda value: 0 < value < math.inf, "positive and finite")]
 Nonnegative = Annotated[float, _Range(lambda value: 0 <= value < math.inf, "finite and at least 0")]
 
@@ -55,8 +57,8 @@ Nonnegative = Annotated[float, _Range(lambda value: 0 <= value < math.inf, "fini
 def typed(function: _F) -> _F:
     """Let ``function`` be called with arguments of its annotated types alone; of a class, its ``__init__``.
 
-    Looked at are numbers (a truth value is none), texts, tensors, functions, classes and, not
-    inside, sequences and mappings; all other annotations are for mypy.
+    Looked at are numbers (a truth value is none), texts, tensors (dense ones that hold values), functions, classes and,
+    not inside, sequences and mappings; all other annotations are for mypy.
 
     Raises:
         WrongTypeError: from the call, for an argument of another type; names it, its value and what it must be.
@@ -131,6 +133,8 @@ def _test_of(hint: Any) -> tuple[_Test, str] | None:
         return _NUMBERS[kind], _WORDS[kind]
     if getattr(kind, "_is_protocol", False):
         return functools.partial(_has_all_of, kind), f"a {kind.__name__.strip('_')}"
+    if kind.__module__ == "torch" and kind.__name__ == "Tensor":
+        return _is_dense, "a dense Tensor that holds values"
     if kind is collections.abc.Sequence:
         return _is_row, _WORDS[kind]
     return lambda value: isinstance(value, kind), _WORDS.get(kind, f"a {kind.__name__}")
@@ -138,9 +142,18 @@ def _test_of(hint: Any) -> tuple[_Test, str] | None:
 
 def _has_all_of(protocol: type, value: object) -> bool:
     """Whether the value has what the protocol names; a length it may lack, which its users explain better."""
+    if inspect.isclass(value):  # it has the methods of what it would make
+        return False
     named = [name for name in vars(protocol) if not name.startswith("_")]
     called = "__call__" not in vars(protocol) or callable(value)
     return called and all(inspect.getattr_static(value, name, _MISSING) is not _MISSING for name in named)
+
+
+def _is_dense(value: Any) -> bool:
+    """Whether a value is a tensor with a number at every place; a sparse one, or one of the meta device, has not."""
+    import torch  # here, for what this file stands below starts without it
+
+    return isinstance(value, torch.Tensor) and value.layout is torch.strided and not value.is_meta
 
 
 def _is_row(value: Any) -> bool:

@@ -38,9 +38,13 @@ def logistic_regression(inputs: Count, *, dtype: torch.dtype = torch.float64) ->
 
     Starts at zero, where every class has probability one half.
     """
-    linear = nn.Linear(inputs, 1, bias=False, dtype=dtype)
-    nn.init.zeros_(linear.weight)
-    return nn.Sequential(linear, nn.Flatten(start_dim=0))
+
+    def layers() -> nn.Sequential:
+        linear = nn.Linear(inputs, 1, bias=False)
+        nn.init.zeros_(linear.weight)
+        return nn.Sequential(linear, nn.Flatten(start_dim=0))
+
+    return _drawn(layers, 0, dtype)
 
 
 @typed
@@ -60,7 +64,7 @@ def lite_cnn(
     Raises:
         ValueError: when there is no width, or one below 1.
     """
-    if len(widths) == 0 or min(widths) < 1:
+    if len(widths) == 0 or not all(map(_is_count, widths)):
         raise ValueError(f"widths {tuple(widths)}: give at least one, each of at least one channel")
 
     def layers() -> nn.Sequential:
@@ -209,6 +213,8 @@ def two_stage(
     Raises:
         ValueError: when ``width`` leaves nothing of a layer, or pooling nothing of the image.
     """
+    if len(shape) != 3 or not all(map(_is_count, shape)):
+        raise ValueError(f"shape={tuple(shape)} must be (C, H, W), each a whole number of at least 1")
     channels, *sides = shape
     counts = [row.filters for row in specification.embedding if isinstance(row, Conv)]
     counts += [row.units for row in specification.head]
@@ -240,21 +246,41 @@ def two_stage(
     return _drawn(layers, seed, dtype)
 
 
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
 def _drawn(layers: Callable[[], nn.Sequential], seed: Seed, dtype: torch.dtype) -> nn.Sequential:
-    """Build a network whose parameters depend on ``seed`` alone, and leave torch's global state as it was."""
+    """Build a network whose parameters depend on ``seed`` alone, and leave torch's global state as it was.
+
+    Raises:
+        ValueError: for a dtype of no fractions, or a network that the memory cannot hold.
+    """
+    if not dtype.is_floating_point:
+        raise ValueError(f"dtype={dtype} must be a floating-point type, such as torch.float32")
     default = torch.get_default_dtype()
     try:
         torch.set_default_dtype(torch.float32)  # in another dtype other numbers would be drawn
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             return layers().to(dtype)
+    except RuntimeError as error:
+        if "can't allocate memory" not in str(error):
+            raise
+        raise ValueError(f"the memory cannot hold this network ({str(error).splitlines()[0]}); ask for less") from error
     finally:
         torch.set_default_dtype(default)
 
 
 @typed
 def mlp(shape: Sequence[int], classes: Count, *, hidden: Sequence[int] = (100, 100), seed: Seed = 0) -> nn.Sequential:
-    """Build a ReLU network with ``hidden`` layers, none if empty: images ``(N, *shape)`` to logits ``(N, classes)``."""
+    """Build a ReLU network with ``hidden`` layers, none if empty: images ``(N, *shape)`` to logits ``(N, classes)``.
+
+    Raises:
+        ValueError: when a side of the images or the size of a layer is no whole number of at least 1.
+    """
+    if not all(map(_is_count, (*shape, *hidden))):
+        raise ValueError(f"shape={tuple(shape)} and hidden={tuple(hidden)} must be whole numbers, each at least 1")
 
     def layers() -> nn.Sequential:
         sizes = (math.prod(shape), *hidden)

@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 import torch
 
 from metasp_lite import settings
+from metasp_lite.doors import typed
 from metasp_lite.files import require_writable, write_atomically
 
 RESULTS_DIR = settings.PROJECT_DATA_DIR / "results"
@@ -34,6 +35,7 @@ def provenance() -> dict[str, object]:
     }
 
 
+@typed
 def write(path: Path, result: Mapping[str, object] | Sequence[Mapping[str, object]]) -> None:
     """Write ``result`` and its provenance as JSON; the file is there whole or, when anything fails, as it was before.
 
@@ -41,12 +43,21 @@ def write(path: Path, result: Mapping[str, object] | Sequence[Mapping[str, objec
     is good JSON, and a finished run is not trained again.
 
     Raises:
-        ValueError: for a NaN or an infinite number, which JSON does not have.
+        ValueError: for what JSON does not have, a NaN or an infinite number among it.
         OSError: when the file cannot be written.
     """
-    origin = provenance()
-    stamped = _stamped(result, origin) if isinstance(result, Mapping) else [_stamped(each, origin) for each in result]
-    write_atomically(path, json.dumps(stamped, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
+    origin, objects = provenance(), [result] if isinstance(result, Mapping) else list(result)
+    try:
+        if not all(isinstance(each, Mapping) for each in objects):
+            raise TypeError("it is no object, and no list of objects")
+        stamped = [_stamped(each, origin) for each in objects]
+        whole = stamped[0] if isinstance(result, Mapping) else stamped
+        content = (json.dumps(whole, indent=2, allow_nan=False, ensure_ascii=False) + "\n").encode("utf-8")
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ValueError(
+            f"{path}: the result cannot be written as JSON ({error}); give numbers, texts, lists and mappings"
+        ) from error
+    write_atomically(path, content)
 
 
 def place(name: str) -> Path:
@@ -62,6 +73,7 @@ def place(name: str) -> Path:
     return RESULTS_DIR / name
 
 
+@typed
 def read(path: Path) -> Any:
     """Return a stored result: an object, or a list of objects.
 
@@ -75,6 +87,8 @@ def read(path: Path) -> Any:
         found = json.loads(path.read_text(encoding="utf-8-sig"), parse_constant=_refuse_constant, parse_float=_finite)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"there is no result {path}; measure it first") from error
+    except OSError as error:
+        raise OSError(f"{path} cannot be read as a result ({error.strerror}); {way_out}") from error
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} cannot be read as a result ({error}); {way_out}") from error
     objects = found if isinstance(found, list) else [found]

@@ -62,9 +62,14 @@ def cache_dir() -> Path:
 
     Where the project cannot be written, or there is none, it is ``metasp_lite`` in the user's own folder of caches
     (``XDG_CACHE_HOME``, on most systems ``~/.cache``).  It may not exist yet; it is safe to delete.
+
+    Raises:
+        FileNotFoundError: when ``METASP_CACHE`` lies in the home folder of somebody unknown.
     """
     if named := os.environ.get("METASP_CACHE"):
-        return expanded(named).absolute()
+        if (folder := expanded(named)).parts[:1] and folder.parts[0].startswith("~"):
+            raise FileNotFoundError(f"METASP_CACHE={named}: nobody here has that home folder; give another folder")
+        return folder.absolute()
     own = PROJECT_DATA_DIR / "cache"
     if os.access(own if own.exists() else PROJECT_DATA_DIR, os.W_OK | os.X_OK):
         return own

@@ -127,19 +127,24 @@ def in_a_plain_locale(arguments, **environment):
     return subprocess.run(command, env=surroundings, capture_output=True, check=False)
 
 
-@pytest.mark.parametrize("encoding", ["ascii", "cp1252", "iso-8859-1", "utf-8"])
-def test_what_a_console_cannot_show_is_spelt_out(tmp_path, encoding):
-    """A class with a Chinese name, listed and refused; help with its dashes."""
+def test_what_a_console_cannot_show_is_spelt_out(tmp_path):
+    """A class with a Chinese name, listed and refused; one process has one console after another."""
     (tmp_path / "toy" / "train" / "\u732b").mkdir(parents=True)
     (tmp_path / "toy" / "test" / "\u732b").mkdir(parents=True)
-    code = "import sys; from metasp_lite.__main__ import main; sys.exit(main(['data']))"
-    surroundings = {"METASP_DATA": str(tmp_path), "PYTHONIOENCODING": encoding}
-    done = in_a_plain_locale(["-c", code], **surroundings)
+    code = """
+import io, sys
+from metasp_lite.__main__ import main
+for encoding in sys.argv[1:]:
+    at_first, sys.stdout = sys.stdout, io.TextIOWrapper(io.BytesIO(), encoding)
+    status = main(["data"])
+    sys.stdout.flush()
+    shown, sys.stdout = sys.stdout.buffer.getvalue().decode(encoding), at_first
+    print(encoding, status, "toy" in shown and "holds no image" in shown)
+"""
+    encodings = ["ascii", "cp1252", "iso-8859-1", "utf-8"]
+    done = in_a_plain_locale(["-c", code, *encodings], METASP_DATA=str(tmp_path))
     assert b"Traceback" not in done.stderr
-    assert done.returncode == 0
-    shown = done.stdout.decode(encoding)
-    assert "toy" in shown
-    assert "holds no image" in shown
+    assert done.stdout.decode("ascii").splitlines() == [f"{encoding} 0 True" for encoding in encodings]
 
 
 def test_a_runs_own_result_is_its_own_in_every_locale(tmp_path):

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from metasp_lite.calculus.curvature import Curvature, NegativeCurvatureError, NotConvergedError
 from metasp_lite.calculus.losses import Penalised
-from metasp_lite.calculus.solving import Iterative, Preconditioner, at_least_one, right_hand_side
-from metasp_lite.doors import typed
+from metasp_lite.calculus.solving import Iterative, Preconditioner, right_hand_side
+from metasp_lite.doors import Count, typed
 
 
 @dataclass
@@ -45,7 +45,7 @@ class ConjugateGradient(Iterative):
             directions.
     """
 
-    iterations: int
+    iterations: Count
     tolerance: float | None = None
     preconditioner: Preconditioner | None = None
 
@@ -86,7 +86,6 @@ class ConjugateGradient(Iterative):
             yield state.solution.clone()
 
     def _states(self, curvature: Curvature[Penalised], vector: Tensor) -> Iterator[_State]:
-        at_least_one("iterations", self.iterations)
         if self.tolerance is not None and not 0 < self.tolerance < 1:
             raise ValueError(
                 f"tolerance={self.tolerance} must be above 0 and below 1, the share of ‖v‖ that may be left (0 solves "

@@ -6,7 +6,6 @@ from functools import cached_property, partial
 from typing import Generic, TypeVar
 
 import numpy as np
-import scipy.sparse.linalg
 import torch
 from torch import Tensor
 
@@ -169,16 +168,17 @@ class Curvature(Generic[_AnyObjective]):
         if size < 20:  # Lanczos needs room; the dense matrix is cheaper here anyway
             values = torch.linalg.eigvalsh(self.dense())
             return float(values[-1] if which == "LA" else values[0])
+        from scipy.sparse import linalg  # here, because it takes half a second that whoever only trains can save
 
         def product(vector: np.ndarray) -> np.ndarray:
             return (self @ torch.as_tensor(vector.ravel()).to(self._theta)).cpu().numpy()
 
-        operator = scipy.sparse.linalg.LinearOperator((size, size), matvec=product, dtype=np.float64)
+        operator = linalg.LinearOperator((size, size), matvec=product, dtype=np.float64)
         start = np.random.default_rng(0).standard_normal(size)  # fixed, so that the answer is too
         try:
             settings = {"v0": start, "tol": 1e-4, "return_eigenvectors": False}
-            values = scipy.sparse.linalg.eigsh(operator, k=1, which=which, **settings)
-        except scipy.sparse.linalg.ArpackNoConvergence:  # eigenvalues too close together: the dense matrix has them all
+            values = linalg.eigsh(operator, k=1, which=which, **settings)
+        except linalg.ArpackNoConvergence:  # eigenvalues too close together: the dense matrix has them all
             values = torch.linalg.eigvalsh(self.dense())
         return float(values[-1] if which == "LA" else values[0])
 

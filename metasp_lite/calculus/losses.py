@@ -222,10 +222,9 @@ def gradient(objective: ScalarLoss, theta: Tensor) -> Tensor:
 
     def scalar(theta: Tensor) -> Tensor:
         value = objective(theta)
-        if value.shape != () or not value.is_floating_point():
-            raise ValueError(
-                f"the function has a value of shape {tuple(value.shape)}: give one number, a mean loss, say"
-            )
+        if not isinstance(value, Tensor) or value.shape != () or not value.is_floating_point():
+            found = f"of shape {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)[:60]
+            raise ValueError(f"the function has a value {found}: give one number, a mean loss, say, as a tensor ()")
         return value
 
     if isinstance(objective, Objective):

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from metasp_lite.calculus.curvature import Curvature, NegativeCurvatureError
 from metasp_lite.calculus.losses import Penalised
-from metasp_lite.calculus.solving import Iterative, at_least_one, right_hand_side, safe_step
-from metasp_lite.doors import Seed, typed
+from metasp_lite.calculus.solving import Iterative, right_hand_side, safe_step
+from metasp_lite.doors import Count, Seed, typed
 
 
 @typed
@@ -24,12 +24,11 @@ class Neumann(Iterative):
         NegativeCurvatureError: when a term grows, which no positive definite H allows.
     """
 
-    terms: int
+    terms: Count
     step: float | None = None
 
     def iterates(self, curvature: Curvature[Penalised], vector: Tensor) -> Iterator[Tensor]:
         """Yield the sum after each term ``(P,)``."""
-        at_least_one("terms", self.terms)
         vector = right_hand_side(curvature, vector)
         step = safe_step("neumann", self.step, curvature)
         term = vector.clone()
@@ -65,9 +64,9 @@ class LiSSA(Iterative):
             0 ⪯ aH_B ⪯ 2, and meets negative curvature there.
     """
 
-    depth: int
-    batch: int
-    repeats: int = 1
+    depth: Count
+    batch: Count
+    repeats: Count = 1
     step: float | None = None
     seed: Seed = 0
 
@@ -87,9 +86,6 @@ class LiSSA(Iterative):
 
     def iterates(self, curvature: Curvature[Penalised], vector: Tensor) -> Iterator[Tensor]:
         """Yield, after each step of the last repeat, the average over the repeats so far ``(P,)``."""
-        at_least_one("depth", self.depth)
-        at_least_one("batch", self.batch)
-        at_least_one("repeats", self.repeats)
         n = len(curvature.objective.losses)
         if self.batch > n:
             raise ValueError(f"lissa: batch={self.batch} is larger than the {n} examples; lower it")

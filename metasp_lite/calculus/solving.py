@@ -81,16 +81,6 @@ def standard_normal(like: Tensor, shape: tuple[int, ...], seed: int) -> Tensor:
     return torch.randn(shape, generator=draw, dtype=torch.float64).to(like)
 
 
-def at_least_one(name: str, value: int) -> None:
-    """Refuse a setting below 1.
-
-    Raises:
-        ValueError: names it.
-    """
-    if not value >= 1:
-        raise ValueError(f"{name}={value} must be at least 1")
-
-
 def safe_step(solver: str, step: float | None, curvature: Curvature[Penalised], default: float = 1.0) -> float:
     """Return the step size a, ``default``/λmax where it is None.
 

@@ -3,13 +3,36 @@
 import argparse
 from pathlib import Path
 
+from metasp_lite import settings
+
 
 def named(text: str) -> Path:
-    """Return the path that an option gives; an empty one would be the current folder.
+    """Return the path that an option gives, with the home folder for ``~``; an empty one would be the current folder.
 
     Raises:
-        argparse.ArgumentTypeError: when there is no name.
+        argparse.ArgumentTypeError: when there is no name, or nobody whose home it names.
     """
     if not text.strip():
         raise argparse.ArgumentTypeError("the name is empty; give one, . for the current folder")
-    return Path(text)
+    path = settings.expanded(text)
+    if str(path).startswith("~"):
+        raise argparse.ArgumentTypeError(f"there is no home folder for {text}; a folder of that name is ./{text}")
+    return path
+
+
+class Once(argparse.Action):
+    """Store the value of an option that may be given once: of two the first would go without a word."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: object,
+        option_string: str | None = None,
+    ) -> None:
+        """Store it; end with an error where it has been stored before."""
+        given = vars(namespace).setdefault("given", set())
+        if option_string is not None and self.dest in given:
+            parser.error(f"{self.option_strings[0]} is given twice; give it once")
+        given.add(self.dest)
+        setattr(namespace, self.dest, values)

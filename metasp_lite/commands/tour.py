@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import os
 import shutil
 import sys
 from collections.abc import Sequence
@@ -53,7 +54,7 @@ def _checked_out(asked: Path) -> Path:
     """
     if asked == Path():
         raise ValueError("--out . is the current folder; name one of its own for the copies and pages")
-    out, notebooks = settings.expanded(asked).resolve(), NOTEBOOKS_DIR.resolve()
+    out, notebooks = (Path(os.path.realpath(each)) for each in (settings.expanded(asked), NOTEBOOKS_DIR))
     if out.is_relative_to(notebooks) or notebooks.is_relative_to(out):
         raise ValueError(
             f"--out {asked} would put copies among or over the notebooks in {notebooks}; give another folder"

@@ -163,6 +163,8 @@ def _listed(description: Mapping[str, object], name: str, kind: type[_T]) -> lis
     if not (isinstance(values, list) and values and all(type(value) is kind for value in values)):
         what = "names" if kind is str else "whole numbers"
         raise ValueError(f"{name} must be a list of {what}; {_reads_like_this()}")
+    if twice := [value for place, value in enumerate(values) if value in values[:place]]:
+        raise ValueError(f"{name} lists {twice[0]!r} twice; give it once")
     return values
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -86,16 +87,16 @@ def build(
     if profile is not None and profile not in STREAMS:
         raise ValueError(f"profile={profile!r} must be one of: {', '.join(STREAMS)}")
     preset = _preset(stream, profile or settings.profile())
+    if "data" in changes and stream not in STREAMS[profile or settings.profile()]:
+        raise ValueError(f"data is asked for twice: the folder {stream}, and {changes['data']} by name; give one")
     defaults = {"memory": preset.memory if memory is None else memory, "late_epochs": preset.late_epochs}
     own = {name: value for name, value in defaults.items() if name in fields.types_of(kind)}
     recipe = dataclasses.replace(preset.recipe, lr=_RATES.get(method, preset.recipe.lr))
-    return Run(
-        dataclasses.replace(preset.stream, **_changes_of(StreamSettings, changes)),
-        dataclasses.replace(recipe, **_changes_of(Recipe, changes)),
-        method,
-        kind(**{**own, **_changes_of(kind, changes)}),
-        seed,
-    )
+    recipe = dataclasses.replace(recipe, **_changes_of(Recipe, changes))
+    chosen = kind(**{**own, **_changes_of(kind, changes)})
+    if "late_epochs" in changes and (late := getattr(chosen, "late_epochs", 0)) > recipe.epochs:
+        raise ValueError(f"late_epochs={late} is more than the epochs={recipe.epochs} of a task; give at most so many")
+    return Run(dataclasses.replace(preset.stream, **_changes_of(StreamSettings, changes)), recipe, method, chosen, seed)
 
 
 @typed
@@ -156,7 +157,7 @@ def _preset(name: str, profile: Profile) -> _Preset:
     if name in known:
         return known[name]
     path = settings.expanded(name)
-    folder = str(path.resolve()) if path.is_dir() else name  # absolute: the same run from wherever it goes on
-    if path.is_dir() or (settings.data_dir() / name).is_dir():
+    folder = str(path.resolve()) if os.path.isdir(path) else name  # absolute: the same run from wherever it goes on
+    if os.path.isdir(path) or os.path.isdir(settings.data_dir() / name):  # Path.is_dir fails where a name is too long
         return dataclasses.replace(_FOLDERS[profile], stream=dataclasses.replace(_ANY_FOLDER, data=folder))
     raise ValueError(f"there is no stream {name!r}; give one of: {', '.join(known)}; or a folder of images")

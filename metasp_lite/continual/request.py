@@ -1,5 +1,6 @@
 """Whether a run can be trained at all: asked before the first step, and before anything is written."""
 
+import dataclasses
 import functools
 from collections.abc import Iterator, Sequence
 
@@ -14,6 +15,7 @@ from metasp_lite.networks import NETWORKS
 
 _JOINED = ("er", "hal", "gss")  # methods that train on new and remembered examples together, from the second step on
 _ON_MEMORY = ("gem", "a-gem", "gdumb", "hal")  # … also on remembered examples alone
+_FROM_MEMORY = ("memory_batch", "compared", "validation")  # settings: so many stored examples are drawn
 _LARGEST_SIDE = 128  # of an image, up to which a size that a network takes is looked for
 SINGLE = "Expected more than 1 value per channel"  # how torch's batch-norm refuses one value
 
@@ -23,8 +25,11 @@ def check(run: Run) -> None:
 
     Raises:
         ValueError: when the network cannot take images of the size that is asked for, or the machine cannot hold one;
-            when ``compile`` is asked for where nothing can be compiled.
+            when more are to be drawn from the memory than it holds; when ``compile`` is asked for where nothing can be
+            compiled.
     """
+    if isinstance(run.settings, MemorySettings):
+        _require_within(run.settings, run.settings.memory, f"memory={run.settings.memory}", _FROM_MEMORY)
     if run.stream.size is not None:
         _require_fit(run, (1, run.stream.size, run.stream.size), run.stream.classes_per_task, 1, torch.device("cpu"))
     if run.recipe.compile:
@@ -45,12 +50,24 @@ def check_on(run: Run, stream: Stream) -> None:
         if run.settings.memory > len(stream.labels):
             raise ValueError(
                 f"memory={run.settings.memory} is more than the {len(stream.labels)} training images of the stream; "
-                f"give at most {len(stream.labels)}"
+                f"give at most {len(stream.labels)} (--memory {len(stream.labels)})"
             )
+        smallest = min(len(task.train) for task in stream.tasks)
+        _require_within(run.settings, smallest, f"the {smallest} training images of a task", ("validation",))
         if run.method in _JOINED:
             count += min(run.settings.memory_batch, run.settings.memory)
     _require_fit(run, shape, len(stream.classes), count, stream.images.device)
     _require_pairs(run, stream)
+
+
+def _require_within(settings: MemorySettings, there: int, what: str, names: Sequence[str]) -> None:
+    """Refuse counts of examples above those ``there`` that were asked for; a default then takes all there are."""
+    for field in dataclasses.fields(settings):
+        value = getattr(settings, field.name)
+        if field.name in names and value > there and value != field.default:
+            raise ValueError(
+                f"{field.name}={value} is more than {what}, and could never be drawn; give at most {there}"
+            )
 
 
 def _require_fit(run: Run, shape: tuple[int, ...], classes: int, count: int, device: torch.device) -> None:

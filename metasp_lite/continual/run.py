@@ -124,8 +124,10 @@ def _require_told(result: dict[str, Any]) -> None:
     """Refuse what has the name of a result and not the numbers that are shown of one."""
     for setting in ("class_incremental", "task_incremental"):
         accuracy, change = result[setting]["a_inf"], result[setting]["bwt"]
-        if not isinstance(accuracy, int | float) or not isinstance(change, int | float | None):
+        if type(accuracy) not in (int, float) or not 0 <= accuracy <= 1:
             raise ValueError(f"{setting} has no accuracy")
+        if change is not None and (type(change) not in (int, float) or not -1 <= change <= 1):
+            raise ValueError(f"{setting} has no backward transfer")
 
 
 def _surroundings(result: dict[str, Any]) -> dict[str, Any]:

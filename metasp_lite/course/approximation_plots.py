@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from metasp_lite.course.plots import BLUE, BROWN, GREEN, ORANGE, PURPLE
+from metasp_lite.course.plots import BLUE, BROWN, GREEN, ORANGE, PURPLE, arrays
 from metasp_lite.doors import Count, typed
 from metasp_lite.influence.agreement import pearson, sign_confusion
 
@@ -19,7 +19,7 @@ Path = Mapping[float, Tensor]  # at each cost, or length, the influences (n,)
 @typed
 def approximate_against_exact(ax: Axes, exact: Tensor, approximate: Tensor) -> None:
     """Scatter approximate against exact influences (n,); the two shaded quarters hold the wrong signs."""
-    x, y = exact.cpu().numpy(), approximate.cpu().numpy()
+    x, y = arrays(exact=exact, approximate=approximate)
     wrong = (x > 0) != (y > 0)
     reach = [1.1 * np.abs(v).max() for v in (x, y)]
     for corner in ((0, -reach[1]), (-reach[0], 0)):

@@ -118,7 +118,7 @@ def find_notebooks(folder: Path, names: Sequence[str] = ()) -> list[Path]:
         hits = {
             path
             for path, stem in known.items()
-            if stem == wanted or stem.startswith(f"{wanted}-") or path.resolve() == Path(name).resolve()
+            if stem == wanted or stem.startswith(f"{wanted}-") or os.path.realpath(path) == os.path.realpath(name)
         }
         if not hits:
             raise ValueError(f"there is no notebook {name!r}; there are: {', '.join(known.values())}")

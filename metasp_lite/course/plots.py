@@ -48,6 +48,8 @@ def image_grid(images: Tensor, titles: Sequence[str], *, columns: Count = 8, hea
         raise ValueError(
             f"{len(images)} images and {len(titles)} titles; give one title for each of at least one image"
         )
+    if images.dim() != 4 or images.shape[1] not in (1, 3):
+        raise ValueError(f"images are {tuple(images.shape)}; give (N, C, H, W) with C of 1 or 3")
     rows = -(-len(images) // columns)
     figure, axes = plt.subplots(
         rows, columns, figsize=(1.15 * columns, 1.45 * rows + 0.3 * bool(heading)), squeeze=False
@@ -55,11 +57,25 @@ def image_grid(images: Tensor, titles: Sequence[str], *, columns: Count = 8, hea
     for ax in axes.flat:
         ax.axis("off")
     for ax, image, title in zip(axes.flat[: len(images)], images, titles, strict=True):
-        ax.imshow(image.permute(1, 2, 0).cpu().numpy().squeeze(), cmap="gray_r", vmin=0, vmax=255)
+        ax.imshow(image.detach().permute(1, 2, 0).cpu().numpy().squeeze(), cmap="gray_r", vmin=0, vmax=255)
         ax.set_title(title, fontsize=8)
     if heading:
         figure.suptitle(heading, fontsize=10)
     return figure
+
+
+def arrays(**given: Tensor) -> list[np.ndarray]:
+    """Return tensors of one shape as arrays, to be drawn against each other.
+
+    Raises:
+        ValueError: when the shapes differ, or there is nothing in them; for a NaN or an infinite number.
+    """
+    shapes = {name: tuple(values.shape) for name, values in given.items()}
+    if len(set(shapes.values())) > 1 or any(values.numel() == 0 for values in given.values()):
+        raise ValueError(f"shapes of {shapes}: give one for all, of at least one number")
+    if odd := [name for name, values in given.items() if not values.isfinite().all()]:
+        raise ValueError(f"{odd[0]} has a number that is NaN or infinite, which has no place in a figure")
+    return [values.detach().cpu().numpy() for values in given.values()]
 
 
 def two_classes(
@@ -259,7 +275,7 @@ def predicted_against_true(
 
     ``truth`` says where the true ones come from.
     """
-    x, y = predicted.cpu().numpy(), true.cpu().numpy()
+    x, y = arrays(predicted=predicted, true=true)
     low, high = min(x.min(), y.min()), max(x.max(), y.max())
     margin = 0.05 * (high - low)
     ax.plot([low - margin, high + margin], [low - margin, high + margin], color="black", linewidth=1, label="equal")

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from metasp_lite.course.plots import BLUE, GREEN, ORANGE, PURPLE
+from metasp_lite.course.plots import BLUE, GREEN, ORANGE, PURPLE, arrays
 from metasp_lite.doors import typed
 
 
@@ -142,7 +142,9 @@ def stability_plasticity(
     Influences are in nats for one plain weight 1/n more, as ``metasp_gradient`` returns them.
     ``reach``: the largest influence in the picture; all are where it is None.
     """
-    x, y, old = (values.cpu().numpy() for values in (stability, plasticity, from_memory))
+    x, y, old = arrays(stability=stability, plasticity=plasticity, from_memory=from_memory)
+    if old.dtype != bool:
+        raise ValueError(f"from_memory is {from_memory.dtype}; give True or False for each example")
     wide, high = (reach or 1.15 * np.abs(values).max() for values in (x, y))
     ax.add_patch(plt.Rectangle((-wide, -high), wide, high, color="0.92", zorder=0))
     ax.axhline(0, color="0.5", linewidth=1)

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 from torch import Tensor
 
-from metasp_lite.continual.accuracy import Matrix
+from metasp_lite.continual.accuracy import Matrix, summarise
 from metasp_lite.continual.streams import Stream
 from metasp_lite.course import plots
 from metasp_lite.doors import Count, typed
@@ -32,7 +32,8 @@ def tasks_of(stream: Stream, *, per_class: int = 4) -> Figure:
 
 @typed
 def matrix_heatmap(ax: Axes, matrix: Matrix, *, title: str = "") -> None:
-    """Draw an accuracy matrix [t][k], in percent, with tasks from 1."""
+    """Draw an accuracy matrix [t][k], in percent, with tasks from 1; raises as ``summarise``."""
+    summarise(matrix)
     values = np.array([[np.nan if a is None else 100 * a for a in row] for row in matrix])
     names = [str(k + 1) for k in range(len(matrix))]
     sns.heatmap(

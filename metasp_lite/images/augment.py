@@ -31,6 +31,8 @@ class Augmentation:
         """
         if not self.mean or len(self.mean) != len(self.std):
             raise ValueError(f"mean={self.mean} and std={self.std}: give one of each for every channel")
+        if not all(isinstance(each, int | float) for each in (*self.mean, *self.std)):
+            raise ValueError(f"mean={self.mean} and std={self.std}: give numbers")
         if not all(map(math.isfinite, self.mean)) or not all(0 < each < math.inf for each in self.std):
             raise ValueError(f"mean={self.mean} must be finite, and std={self.std} positive and finite")
         if self.padding < 0:
@@ -60,11 +62,19 @@ class Augmentation:
         std[std == 0] = 1
         return cls(tuple(mean.tolist()), tuple(std.tolist()), padding, flip)
 
+    @typed
     def normalise(self, images: Tensor) -> Tensor:
-        """Turn uint8 images ``(B, C, H, W)`` into float32 inputs of mean 0 and deviation 1, nothing random."""
+        """Turn uint8 images ``(B, C, H, W)`` into float32 inputs of mean 0 and deviation 1, nothing random.
+
+        Raises:
+            ValueError: for images that have not so many channels as ``mean``.
+        """
+        if images.dim() != 4 or images.shape[1] != len(self.mean):
+            raise ValueError(f"images are {tuple(images.shape)}; pass (B, {len(self.mean)}, H, W)")
         mean, std = (torch.tensor(v, device=images.device).view(-1, 1, 1) for v in (self.mean, self.std))
         return images.to(mean.dtype, copy=True).sub_(mean).div_(std)  # one new tensor, not three
 
+    @typed
     def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
         """Draw a crop and a flip for each of the uint8 images ``(B, C, H, W)`` and normalise; (B, C, H, W) float32.
 
@@ -72,8 +82,15 @@ class Augmentation:
         """
         return self.normalise(self.move(images, generator))
 
+    @typed
     def move(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        """Crop and flip alone, of uint8 ``(B, C, H, W)``; returns the images themselves if neither is asked for."""
+        """Crop and flip alone, of uint8 ``(B, C, H, W)``; returns the images themselves if neither is asked for.
+
+        Raises:
+            ValueError: for images of another shape.
+        """
+        if images.dim() != 4:
+            raise ValueError(f"images are {tuple(images.shape)}; pass (B, C, H, W)")
         if not (self.padding or self.flip):
             return images
         count, _, height, width = images.shape

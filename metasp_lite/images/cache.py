@@ -39,7 +39,7 @@ def read_images(root: Path, listing: Listing, decoding: Decoding) -> np.ndarray:
     """
     kind, fingerprint = _cache_kind(root, listing, decoding), _fingerprint(listing)
     path = settings.cache_dir() / f"{kind}-{fingerprint}.npy"
-    if path.resolve().is_relative_to(root.resolve()):
+    if Path(os.path.realpath(path)).is_relative_to(os.path.realpath(root)):  # Path.resolve fails where links go round
         raise ValueError(
             f"the cache {path.parent} lies inside the images of {root}; set METASP_CACHE to another folder"
         )

@@ -138,7 +138,7 @@ def _check_files(folder: Path, files: list[str]) -> None:
     file, count = Counter(files).most_common(1)[0]
     if count > 1:
         raise ValueError(f"{folder.parent}: the csv lists name {file} {count} times; an image belongs to one split")
-    present = {entry.name for entry in _visible(folder)}
+    present = {entry.name for entry in _visible(folder) if entry.is_file()}  # from a pipe it would be read for ever
     if missing := [file for file in files if file not in present]:
         raise FileNotFoundError(f"{folder / missing[0]} is in a csv list but not there; add it or remove its line")
 

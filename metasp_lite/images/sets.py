@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from metasp_lite.doors import typed
+from metasp_lite.doors import Count, Whole, typed
 
 Split = Literal["train", "test"]
 
@@ -32,6 +32,8 @@ class ImageSet:
 
     def __post_init__(self) -> None:
         """Check the rules above."""
+        if len(set(self.classes)) < len(self.classes) or not all(isinstance(each, str) for each in self.classes):
+            raise ValueError(f"classes={self.classes[:20]} must be different texts")
         if self.images.ndim != 4 or self.images.dtype != torch.uint8:
             raise ValueError(f"images are {self.images.dtype} {tuple(self.images.shape)}; pass uint8 (N, C, H, W)")
         if self.labels.shape != self.images.shape[:1] or self.labels.dtype != torch.int64:
@@ -58,23 +60,35 @@ class ImageSet:
         return replace(self, images=self.images[index], labels=self.labels[index])
 
     @typed
-    def places(self, classes: Sequence[int], per_class: int, *, skip: int = 0) -> list[Tensor]:
+    def places(self, classes: Sequence[int], per_class: Count, *, skip: Whole = 0) -> list[Tensor]:
         """Return for each of ``classes`` where its first ``per_class`` images after ``skip`` stand, (k,) int64.
 
         Nothing is drawn at random.  Where a class has too few, k is below ``per_class``: refuse that, or take them.
+
+        Raises:
+            ValueError: for a class that is not there.
         """
+        self._require_classes(classes)
         return [(self.labels == label).nonzero()[skip : skip + per_class, 0] for label in classes]
 
     @typed
     def only(self, classes: Sequence[int]) -> "ImageSet":
-        """Return the images of ``classes`` alone, in the order they have here, labelled by position in ``classes``."""
-        known = range(len(self.classes))
-        if not classes or len(set(classes)) < len(classes) or any(label not in known for label in classes):
-            raise ValueError(f"classes={list(classes)}: give one or more different ones of 0..{len(self.classes) - 1}")
+        """Return the images of ``classes`` alone, in the order they have here, labelled by position in ``classes``.
+
+        Raises:
+            ValueError: when a class is not there, or is given twice.
+        """
+        self._require_classes(classes)
         position = torch.full((len(self.classes),), -1, device=self.labels.device)
         position[list(classes)] = torch.arange(len(classes), device=position.device)
         kept = self.take((position[self.labels] >= 0).nonzero()[:, 0])
         return replace(kept, labels=position[kept.labels], classes=tuple(self.classes[label] for label in classes))
+
+    def _require_classes(self, classes: Sequence[object]) -> None:
+        known = range(len(self.classes))
+        odd = [each for each in classes if type(each) is bool or not isinstance(each, int) or each not in known]
+        if odd or len(set(classes)) < len(classes) or len(classes) == 0:
+            raise ValueError(f"classes={list(classes)}: give one or more different ones of 0..{len(self.classes) - 1}")
 
 
 def coloured(channels: int | None) -> str:

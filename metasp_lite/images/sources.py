@@ -79,7 +79,10 @@ def load(
     if isinstance(name, Path) or Path(name).name != name:
         if source not in (None, "folder"):
             raise ValueError(f"source={source!r} has no folder {name}; leave source out, or pass the name of a set")
-        return _load_tree(settings.expanded(name), split, size, _ANY, f"image folder {name}")
+        root = settings.expanded(name)
+        if not os.path.isdir(root):
+            raise FileNotFoundError(f"no folder {str(name)!r}; an image-folder tree is {folder.LAYOUT}")
+        return _load_tree(root, split, size, _ANY, f"image folder {name}")
     for kind in (source,) if source else _LOADERS:
         if (images := _LOADERS[kind](name, split, size)) is not None:
             if kind == "bundled" and source is None and (whole or settings.profile() == "full"):
@@ -135,10 +138,10 @@ def idx_files(root: Path, split: str) -> tuple[Path, Path]:
 def folders_of(name: str) -> list[Path]:
     """Return the folders of this machine that ``load`` may read a set from, by its name or by a path to it."""
     if Path(name).name != name:
-        return [Path(name).expanduser()]
+        return [settings.expanded(name)]
     own = [DEBIAN_FASHION_MNIST, bundled_dir()] if name == "fashion-mnist" else []
     folders = [settings.data_dir() / name, *own]
-    return [each for each in folders if each.is_dir()]
+    return [each for each in folders if os.path.isdir(each)]
 
 
 def _not_found(name: str, source: str | None) -> str:
@@ -173,7 +176,7 @@ def _folder_way_out(name: str) -> str:
 
 def _load_folder(name: str, split: Split, size: int | None) -> ImageSet | None:
     root = settings.data_dir() / name
-    if not root.is_dir():
+    if not os.path.isdir(root):  # Path.is_dir fails where the name is too long
         return None
     return _load_tree(root, split, size, KNOWN.get(name, _ANY), f"image folder {data_dir_in_words()}/{name}")
 

@@ -131,7 +131,7 @@ def bootstrap_pearson(
         raise ValueError(f"shapes {tuple(true.shape)} and {tuple(approximate.shape)}: give two tables of one shape")
     pearson(true.flatten(), approximate.flatten())
     draw = np.random.default_rng(seed)
-    tables, found = [table.cpu().numpy() for table in (true, approximate)], []
+    tables, found = [_array(table) for table in (true, approximate)], []
     for _ in range(resamples):
         rows, columns = (draw.integers(0, size, size) for size in tables[0].shape)
         drawn = [table[rows][:, columns].ravel() for table in tables]
@@ -177,7 +177,12 @@ def _varying(true: Tensor, approximate: Tensor) -> tuple[np.ndarray, np.ndarray]
     for name, vector in (("true", true), ("approximate", approximate)):
         if bool((vector == vector[0]).all()):
             raise ValueError(f"the {name} values are all {vector[0].item()}: a correlation does not exist")
-    return true.cpu().numpy(), approximate.cpu().numpy()
+    return _array(true), _array(approximate)
+
+
+def _array(table: Tensor) -> np.ndarray:
+    """Return it as NumPy has it, without its history; bfloat16, which that lacks, as float32."""
+    return (table.float() if table.dtype == torch.bfloat16 else table).detach().cpu().numpy()
 
 
 def _check_pair(true: Tensor, approximate: Tensor) -> None:

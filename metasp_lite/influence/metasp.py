@@ -222,7 +222,10 @@ def metasp_gradient(
             ``pseudo_steps`` is below 1.
         FloatingPointError: when a loss, a parameter, an influence or the gradient is NaN or infinite.
     """
-    for name, (inputs, labels) in {"batch": batch, "old": old, "new": new}.items():
+    for name, examples in {"batch": batch, "old": old, "new": new}.items():
+        if len(examples) != 2:
+            raise ValueError(f"{name} has {len(examples)} parts; give two tensors, inputs and labels")
+        inputs, labels = examples
         if len(inputs) != len(labels) or len(inputs) == 0:
             raise ValueError(f"{name} has {len(inputs)} inputs and {len(labels)} labels; give as many, at least one")
     refuse_shared_layers(model)

@@ -48,6 +48,8 @@ class SGDRule:
         numbers = (self.lr, self.momentum, self.weight_decay)
         if not all(map(math.isfinite, numbers)) or min(numbers) < 0 or self.lr == 0:
             raise ValueError(f"{self} must have a positive lr, and momentum and weight_decay of at least 0")
+        if self.nesterov and self.momentum == 0:
+            raise ValueError("nesterov=True needs momentum above 0, as in torch.optim.SGD; give one, or leave it out")
 
     @classmethod
     def of(cls, group: dict) -> Self:

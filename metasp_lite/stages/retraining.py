@@ -17,7 +17,7 @@ from metasp_lite.calculus.checks import check_finite
 from metasp_lite.calculus.curvature import Curvature
 from metasp_lite.calculus.losses import Losses
 from metasp_lite.calculus.optimum import require_optimum
-from metasp_lite.doors import typed
+from metasp_lite.doors import Seed, typed
 from metasp_lite.influence.leaving_out import minimise_all, require_examples, retrained_without
 from metasp_lite.stages.fixed import Stage, embedding_size, head_objective, same_embedding
 from metasp_lite.stages.unrolled import Rule, ShortRun
@@ -121,10 +121,12 @@ class Protocol(Generic[_State]):
     steps: tuple[int, int] = (100, 100)  # of the first stage and of the second
     batch: int = 512  # or all examples of the stage, where it has fewer
     matched: bool = True  # whether all retrainings see the same batches
-    seed: int = 0  # of the batches
+    seed: Seed = 0  # of the batches
 
     def __post_init__(self) -> None:
         """Refuse runs of no step, and batches that the removed example may be alone in."""
+        if len(self.steps) != 2 or not all(isinstance(each, int) for each in self.steps):
+            raise ValueError(f"steps={self.steps} must be two whole numbers, one for each stage")
         if min(self.steps) < 1 or self.batch < 2:
             raise ValueError(f"steps={self.steps}, batch={self.batch}: take at least one step, on two examples or more")
 

@@ -4,6 +4,7 @@ Eq. 15 does not describe such a run (notebook 09).  The sensitivity found here g
 ``stages.pretraining_influence``.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
@@ -39,6 +40,13 @@ class Adam:
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
 
+    def __post_init__(self) -> None:
+        """Refuse numbers for which this is no step of Adam."""
+        if not 0 < self.lr < math.inf or not 0 <= self.eps < math.inf:
+            raise ValueError(f"lr={self.lr} must be positive and finite, eps={self.eps} finite and at least 0")
+        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"betas={self.betas} must be two numbers of at least 0, below 1")
+
     def step(self, theta: Tensor, state: _Moments | None, gradient: Tensor) -> tuple[Tensor, _Moments]:
         """(θ, (m, v, t), g) to (θ', (m', v', t')).  An entry whose gradients were all 0 does not move."""
         first, second = self.betas
@@ -57,6 +65,13 @@ class ShortRun(Generic[_State]):
     objective: Callable[[Tensor, Tensor], Tensor]  # (θ, index) -> (); an Objective
     rule: Rule[_State]
     batches: Tensor  # (T, B) int64
+
+    def __post_init__(self) -> None:
+        """Refuse batches that are none."""
+        if self.batches.dim() != 2 or self.batches.dtype != torch.int64 or 0 in self.batches.shape:
+            raise ValueError(
+                f"batches are {self.batches.dtype} {tuple(self.batches.shape)}; pass int64 (T, B), a step at least"
+            )
 
     def __call__(self, theta: Tensor) -> Tensor:
         """Run from θ ``(P,)`` to θ_T ``(P,)``."""

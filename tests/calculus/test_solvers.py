@@ -491,12 +491,6 @@ def test_conjugate_gradients_raise_when_the_tolerance_is_out_of_reach():
             (ConjugateGradient(5, tolerance=value), f"tolerance={value} must be above 0 and below 1")
             for value in (-1e-3, 0, 0.0, 1, 1.0, 7.0, math.nan, math.inf, -math.inf)
         ),
-        (Neumann(0), "terms=0 must be at least 1"),
-        (Neumann(-3), "terms=-3 must be at least 1"),
-        (ConjugateGradient(0), "iterations=0 must be at least 1"),
-        (LiSSA(0, batch=2), "depth=0 must be at least 1"),
-        (LiSSA(5, batch=0), "batch=0 must be at least 1"),
-        (LiSSA(5, batch=2, repeats=0), "repeats=0 must be at least 1"),
         (LiSSA(5, batch=9), "batch=9 is larger than the 8 examples; lower it"),
         (OuterProduct(), "must be above 0; raise the damping"),
     ],
@@ -504,6 +498,22 @@ def test_conjugate_gradients_raise_when_the_tolerance_is_out_of_reach():
 def test_settings_that_mean_nothing_are_refused(solver, message):
     with pytest.raises(ValueError, match=message):
         solver(Curvature(Objective(Sine(8)), PROBLEMS["sine"].theta), randn(8, seed=7))
+
+
+@pytest.mark.parametrize(
+    ("solver", "settings", "message"),
+    [
+        (Neumann, {"terms": 0}, "terms=0 must be a whole number, at least 1"),
+        (Neumann, {"terms": -3}, "terms=-3 must be a whole number, at least 1"),
+        (ConjugateGradient, {"iterations": 0}, "iterations=0 must be a whole number, at least 1"),
+        (LiSSA, {"depth": 0, "batch": 2}, "depth=0 must be a whole number, at least 1"),
+        (LiSSA, {"depth": 5, "batch": 0}, "batch=0 must be a whole number, at least 1"),
+        (LiSSA, {"depth": 5, "batch": 2, "repeats": 0}, "repeats=0 must be a whole number, at least 1"),
+    ],
+)
+def test_counts_below_one_are_refused_when_a_solver_is_made(solver, settings, message):
+    with pytest.raises(ValueError, match=message):
+        solver(**settings)
 
 
 @pytest.mark.parametrize("solver", ALL_SOLVERS, ids=name)

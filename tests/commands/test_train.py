@@ -130,6 +130,7 @@ def in_place_of(command: list[str], change: list[str]) -> list[str]:
         ("--set classes_per_task=0", "classes_per_task=0 must be at least 1"),
         ("--set classes_per_task=12", "6 classes do not divide into tasks of 12; give one of [1, 2, 3, 6]"),
         ("--memory 61", "memory=61 is more than the 60 training images of the stream; give at most 60"),
+        ("--set memory_batch=13", "memory_batch=13 is more than memory=12, and could never be drawn; give at most 12"),
         ("--memory -1", "memory=-1 and memory_batch=4 must be at least 1"),
         ("--seed 9223372036854775808", "seed=9223372036854775808 must be 0 or more, and below 2**63"),
         ("--threads -1", "threads=-1 must be at least 1"),
@@ -144,6 +145,35 @@ def test_what_cannot_be_trained_ends_in_one_sentence(change, sentence, folder, t
     assert sentence.replace("STREAM", str(folder)) in shown
     assert "Traceback" not in shown
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("method", "memory", "changed", "most"),
+    [
+        ("er", None, {}, "memory=200 is more than the 60 training images of the stream; give at most 60 (--memory 60)"),
+        ("gss", 12, {"compared": 13}, "compared=13 is more than memory=12, and could never be drawn; give at most 12"),
+        ("metasp", 12, {"validation": 13}, "validation=13 is more than memory=12, and could never be drawn"),
+        ("metasp", 30, {"validation": 21}, "validation=21 is more than the 20 training images of a task"),
+    ],
+)
+def test_more_than_there_is_is_refused(method, memory, changed, most, folder, tmp_path, capsys):
+    """The stream's own memory, too: a result that says 200 where 60 were stored would stand beside others of 200."""
+    words = ["train", "--stream", str(folder), "--method", method, "--out", str(tmp_path / "run"), "--set", "epochs=1"]
+    words += [word for name, value in changed.items() for word in ("--set", f"{name}={value}")]
+    assert program.main([*words, *([] if memory is None else ["--memory", str(memory)])]) == 1
+    assert most in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("method", ["er", "gss", "metasp"])
+def test_as_many_as_there_are_may_be_drawn_and_a_default_above_takes_all(method, folder, stream):
+    """Of a memory of 7; 32 of it, and GSS's 10, are defaults."""
+    largest = {"memory_batch": 7, "compared": 7, "validation": 7}
+    overrides = {name: value for name, value in largest.items() if name in presets.names(method)}
+    for given in ({}, overrides):
+        run = presets.build(str(folder), method, 1, profile="lite", memory=7, overrides=given)
+        request.check(run)
+        request.check_on(run, stream)
 
 
 @pytest.mark.parametrize(

@@ -6,17 +6,14 @@ import os
 import shlex
 import shutil
 import signal
-import subprocess
-import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from importlib import import_module
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from dask.distributed import Client
+from helpers.clusters import cluster
 from helpers.tiny_stream import SAME, SETTINGS, make_folder
 from joblib.externals.loky import reusable_executor
 
@@ -179,46 +176,18 @@ def test_two_processes_do_the_work_and_one_that_is_killed_loses_nothing(folder, 
     assert check_same(jobs, expected) >= 1
 
 
-@pytest.fixture
-def cluster(tmp_path) -> Iterator[tuple[str, list[subprocess.Popen]]]:
-    """A Dask scheduler and two workers, on this machine's loopback alone."""
-    file, log = tmp_path / "scheduler.json", (tmp_path / "cluster.log").open("w")
-    common = ["--scheduler-file", str(file), "--no-dashboard"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-
-    def start(*words: str) -> subprocess.Popen:
-        return subprocess.Popen([sys.executable, "-m", *words], stdout=log, stderr=log, cwd=tmp_path, env=environment)
-
-    processes = [start("distributed.cli.dask_scheduler", "--host", "127.0.0.1", "--port", "0", *common)]
-    try:
-        end = time.monotonic() + 300
-        while not file.exists() and time.monotonic() < end:
-            time.sleep(0.05)
-        worker = ("distributed.cli.dask_worker", "--host", "127.0.0.1", "--nthreads", "1", "--no-nanny", *common)
-        processes += [start(*worker), start(*worker)]
-        address = json.loads(file.read_text())["address"]
-        with Client(address) as client:
-            client.wait_for_workers(2, timeout=300)
-            client.run(import_module, grid.__name__)  # so that both begin at the same moment
-        yield address, processes[1:]
-    finally:
-        for process in processes:
-            process.kill()
-            process.wait()
-        log.close()
-
-
 @pytest.mark.slow
-def test_a_cluster_whose_worker_is_killed_loses_nothing(folder, tmp_path, expected, cluster, capsys):
+def test_a_cluster_whose_worker_is_killed_loses_nothing(folder, tmp_path, expected, capsys):
     """Dask gives the dead worker's run to the other, where it goes on from its checkpoint."""
-    address, workers = cluster
     path = three(tmp_path, folder)
     jobs = plan.read_grid(path, tmp_path / "out")
-    killer = when(lambda: len(list((tmp_path / "out").glob("*/checkpoint.pt"))) == 2, workers[0].kill)
-    command = ["grid", str(path), "--out", str(tmp_path / "out"), "--dask", address, "--checkpoint-seconds", "0"]
-    assert program.main(command) == 0
-    killer.join()
-    assert workers[0].wait(timeout=60) == -signal.SIGKILL
+    with cluster(tmp_path) as (address, workers):
+        victim, _ = workers(2)
+        killer = when(lambda: len(list((tmp_path / "out").glob("*/checkpoint.pt"))) == 2, victim.kill)
+        command = ["grid", str(path), "--out", str(tmp_path / "out"), "--dask", address, "--checkpoint-seconds", "0"]
+        assert program.main(command) == 0
+        killer.join()
+        assert victim.wait(timeout=60) == -signal.SIGKILL
     assert "3 runs: 3 finished, 0 skipped (finished before), 0 failed" in capsys.readouterr().out
     assert check_same(jobs, expected) >= 1
 

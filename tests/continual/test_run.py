@@ -58,6 +58,12 @@ def test_a_finished_run_is_returned_without_training(folder, stream, tmp_path):
     assert training.train(run, tmp_path, watch=stop_at(1)) == first
     with pytest.raises(ValueError, match=r"result.json is of another run \(recipe.lr is 0.02 there and 0.1 here\)"):
         training.train(run_on(folder, "fine-tune", lr=0.1), tmp_path)
+    older = {**first, "obtained_with": {name: v for name, v in first["obtained_with"].items() if name != "sum"}}
+    for odd in ({"a_inf": True}, {"a_inf": 5}, {"a_inf": 10**400}, {"a_inf": -0.1}, {"bwt": "x"}, {"bwt": 2}):
+        spoilt = {**older, "class_incremental": {**first["class_incremental"], **odd}}
+        (tmp_path / "result.json").write_text(json.dumps(spoilt))
+        with pytest.raises(ValueError, match=r"result\.json is not the result of a run"):
+            training.train(run, tmp_path)
     (tmp_path / "result.json").write_text("[1, 2]")
     with pytest.raises(ValueError, match=r"result\.json is not the result of a run"):
         training.train(run, tmp_path)

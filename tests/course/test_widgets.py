@@ -79,3 +79,21 @@ def test_the_picker_shows_the_most_helpful_and_the_most_harmful_images(monkeypat
     assert torch.equal(images[8:], first[:6])
     assert titles[0] == titles[7] == "test image:\nAnkle boot"
     assert titles[1] == "Trouser\n+96"
+
+
+@pytest.mark.parametrize(
+    ("angle", "first", "second", "point"),
+    [
+        (90, 1.0, 2.0, (0.8, 0.4)),  # the foot of the height on the hypotenuse: γ = 2²/(1² + 2²)
+        (0, 1.0, 2.0, (1.0, 0.0)),  # the shorter itself
+        (180, 1.0, 1.0, (0.0, 0.0)),  # they cancel
+    ],
+)
+def test_min_norm_explorer_marks_the_point_of_the_segment_nearest_to_the_origin(angle, first, second, point):
+    widget, draw = widgets.min_norm_explorer()
+    assert [child.description for child in widget.children[:3]] == ["angle", "|g₁|", "|g₂|"]
+    plt.close("all")
+    draw(angle=angle, first=first, second=second)
+    left, right = plt.gcf().axes
+    assert left.lines[2].get_xydata()[0] == pytest.approx(point, abs=1e-12)  # sin 180° is 1e-16
+    assert right.lines[1].get_ydata()[0] == pytest.approx(point[0] ** 2 + point[1] ** 2, abs=1e-12)

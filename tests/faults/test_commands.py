@@ -109,6 +109,29 @@ LINES = {  # a command line, and what its refusal says
     TRAIN + " --set padding=8": "padding=8",
     TRAIN + " --set padding=1000000": "padding=1000000",
     TRAIN + " --set size=65536": "65536×65536 pixels needs at least .* GB",
+    TRAIN + " --seed 3 --seed 4": "--seed is given twice",
+    TRAIN + " --memory 4 --memory 4": "--memory is given twice",
+    TRAIN + " --out {out}": "--out is given twice",
+    TRAIN + " --stream {folder}": "--stream is given twice",
+    TRAIN + " --memory 5 --set memory_batch=6": "memory_batch=6 is more than memory=5",
+    TRAIN + " --memory 25": "memory=25 is more than the 24 training images",
+    TRAIN + " --set data=mnist": "data is asked for twice",
+    TRAIN + " --set source=bundled": "source='bundled' has no folder",
+    TRAIN.replace("er ", "er-late ") + " --set late_epochs=2": "late_epochs=2 is more than the epochs=1",
+    TRAIN.replace("{out}", "~nobody-of-this-name/x"): "no home folder for ~nobody-of-this-name/x",
+    TRAIN.replace("{out}", "{loop}"): "{loop}",
+    TRAIN.replace("{out}", "a" * 300): "File name too long",
+    TRAIN.replace("{folder}", "a" * 5000): "there is no stream 'aaa",
+    TRAIN.replace("{folder}", "{loop}"): "there is no stream '{loop}'",
+    TRAIN.replace("{folder}", "{folder}/train"): "no folder {folder}/train/train",
+    "grid {grid} --out {out} --threads 1 --threads 2": "--threads is given twice",
+    "grid {loop} --out {out}": "{loop} cannot be read",
+    "grid {grid} --out {folder}": "lie in each other",
+    "grid ~nobody-of-this-name/x --out {out}": "no home folder",
+    "tour 01 --out {loop}": "{loop}",
+    "tour {loop}": "there is no notebook '{loop}'",
+    "stages tasks --data mnist --data mnist": "--data is given twice",
+    "bench toy --seeds 2 --seeds 3": "--seeds is given twice",
     TRAIN + " nonsense": "nonsense",
     "train --stream {folder} --method fine-tune --out {out} --memory 5": "fine-tune has no memory",
     "train --stream {folder} --method gem --out {out} --memory 1": "memory=1",
@@ -169,6 +192,18 @@ GRIDS = {  # the text of a grid, and what its refusal says
     GRID.replace('["er"]', '"er"'): "methods must be a list",
     GRID.replace('["er"]', "[1]"): "methods must be a list",
     GRID.replace("[1]", "[]"): "seeds must be a list",
+    GRID.replace("[1]", "[1, 2, 1]"): "seeds lists 1 twice",
+    GRID.replace('["er"]', '["er", "er"]'): "methods lists 'er' twice",
+    GRID.replace('["{folder}"]', '["{folder}", "{folder}"]'): "streams lists '{folder}' twice",
+    "memory = [5, 5]\n" + GRID: "memory lists 5 twice",
+    "memory = [5, 25]\n" + GRID: "memory=25 is more than the 24 training images",
+    "memory = [5]\n" + GRID + "memory_batch = 6\n": "memory_batch=6 is more than memory=5",
+    GRID + 'data = "mnist"\n': "data is asked for twice",
+    GRID + "lr = 1e999\n": "lr=inf",
+    GRID + "lr = " + "1" * 5000 + "\n": "is no TOML: Exceeds the limit",
+    GRID + "[set.er.lr]\nx = 1\n": "lr={'x': 1}",
+    '"" = 1\n' + GRID: "'' means nothing here",
+    GRID.replace('["{folder}"]', '["\\u0000"]'): "there is no stream",
     GRID.replace("[1]", "1"): "seeds must be a list",
     GRID.replace("[1]", "[1.5]"): "seeds must be a list",
     GRID.replace("[1]", "[true]"): "seeds must be a list",
@@ -222,6 +257,13 @@ SURROUNDINGS = {  # variables, a command line, and what its refusal says
     ("METASP_CACHE", "{file}", TRAIN): "{file}",
     ("METASP_CACHE", "{file}/below", TRAIN): "{file}",
     ("METASP_CACHE", "/proc/none", TRAIN): "/proc/none",
+    ("METASP_CACHE", "{loop}", TRAIN): "cannot write the cache {loop}",
+    ("METASP_CACHE", "a" * 300, TRAIN): "File name too long",
+    ("METASP_CACHE", "~nobody-of-this-name/x", TRAIN): "METASP_CACHE=~nobody-of-this-name/x: nobody",
+    ("METASP_CACHE", "{folder}", TRAIN): "lies inside the images",
+    ("METASP_DATA", "{loop}", "data"): "METASP_DATA={loop}",
+    ("METASP_DATA", "a" * 5000, "data"): "METASP_DATA=aaa",
+    ("METASP_PROFILE", " lite", "data"): "METASP_PROFILE=' lite'",
 }
 
 
@@ -229,12 +271,14 @@ SURROUNDINGS = {  # variables, a command line, and what its refusal says
 def places(tmp_path_factory):
     """What there is: a folder of images, an empty one, files of nonsense; and where nothing is to appear."""
     home = tmp_path_factory.mktemp("home")
-    found = {name: home / name for name in ("folder", "empty", "file", "empty_file", "grid", "out", "data", "cache")}
+    names = ("folder", "empty", "file", "empty_file", "grid", "out", "data", "cache", "loop")
+    found = {name: home / name for name in names}
     make_folder(found["folder"], classes=6, train=4, test=2)
     for name in ("empty", "data"):
         found[name].mkdir()
     found["file"].write_bytes(b"nonsense\xff\0")
     found["empty_file"].write_text("")
+    found["loop"].symlink_to("loop")
     found["grid"].write_text(GRID.replace("[set]", "memory = [12]\n[set]").format(**found))
     return {name: str(path) for name, path in found.items()} | {"notebooks": str(settings.PROJECT_DIR / "notebooks")}
 

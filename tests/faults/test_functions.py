@@ -14,6 +14,7 @@ from helpers.bad_values import (
     NO_COUNT,
     NO_NONNEGATIVE,
     NO_OBJECT,
+    NO_PATH,
     NO_POSITIVE,
     NO_SEED,
     NO_SHARE,
@@ -28,8 +29,9 @@ from helpers.bad_values import (
     rows,
 )
 from helpers.made_up_streams import noise_stream
+from helpers.small_stages import small_stages
 
-from metasp_lite import images, networks
+from metasp_lite import images, networks, results
 from metasp_lite.calculus import Curvature, minimise, solvers
 from metasp_lite.continual import Learner, presets, streams, summarise, train
 from metasp_lite.continual.learner import Recipe
@@ -50,6 +52,7 @@ from metasp_lite.influence import (
     relative,
     tracin,
 )
+from metasp_lite.stages import ProximalObjective, ShortRun, retraining
 from metasp_lite.stages.unrolled import Adam
 from metasp_lite.stages.updated import JointObjective
 
@@ -123,7 +126,14 @@ def no_examples():
         "negative": (inputs, labels - 1),
         "fractions": (inputs, labels.float()),
         "int32": (inputs, labels.int()),
+        "triple": (inputs, labels, 3),
+        "alone": (inputs,),
     }
+
+
+def center():
+    problem = small_stages()[0]
+    return problem.first_start[: problem.embedding]
 
 
 SET = {name: f"{name}|label" for name in ("batch", "old", "new")}
@@ -169,6 +179,12 @@ def axes():
 
 def square(value=0.5):
     return [[value, None], [0.5, 0.5]]
+
+
+def circle():
+    ring = {}
+    ring["a"] = ring
+    return ring
 
 
 MATRICES = {
@@ -220,7 +236,7 @@ INFLUENCE = {
             "losses": {**NO_OBJECT, "scalar": lambda theta: theta.sum()},
             "validation": NO_OBJECT,
             "curvature": {**NO_OBJECT, "objective": problem()[0]},
-            "solver": {**NO_OBJECT},
+            "solver": {**NO_OBJECT, "class": solvers.Identity},
         },
     ),
     "tracin": Door(
@@ -256,7 +272,12 @@ INFLUENCE = {
     "SGDRule": Door(
         SGDRule,
         lambda: {"lr": 0.1},
-        lambda: {"lr": NO_POSITIVE, "momentum": NO_NONNEGATIVE, "weight_decay": NO_NONNEGATIVE, "nesterov": NO_TRUTH},
+        lambda: {
+            "lr": NO_POSITIVE,
+            "momentum": NO_NONNEGATIVE,
+            "weight_decay": NO_NONNEGATIVE,
+            "nesterov": {**NO_TRUTH, "without momentum": True},
+        },
     ),
     "pseudo_update_influence": Door(
         pseudo_update_influence,
@@ -321,31 +342,82 @@ INFLUENCE = {
         Adam,
         lambda: {"lr": 0.1},
         lambda: {
-            "lr": {k: v for k, v in NO_OBJECT.items() if k != "number"},
-            "eps": {"none": None, "text": "x", "truth": True},
-            "betas": WRONG_TYPE,
+            "lr": NO_POSITIVE,
+            "eps": NO_NONNEGATIVE,
+            "betas": {**WRONG_TYPE, "one": (0.9,), "three": (0.9, 0.9, 0.9), "1": (1.0, 0.9), "negative": (0.9, -0.1)},
+        },
+    ),
+    "ShortRun": Door(
+        ShortRun,
+        lambda: {"objective": problem()[0], "rule": Adam(), "batches": torch.zeros(2, 3, dtype=torch.int64)},
+        lambda: {
+            "objective": NO_OBJECT,
+            "rule": {**NO_OBJECT, "class": Adam},
+            "batches": {
+                **no_tensor(),
+                "fractions": torch.zeros(2, 3),
+                "vector": torch.zeros(3, dtype=torch.int64),
+                "no step": torch.zeros(0, 3, dtype=torch.int64),
+                "empty": torch.zeros(2, 0, dtype=torch.int64),
+            },
+        },
+    ),
+    "Protocol": Door(
+        retraining.Protocol,
+        lambda: {"rule": Adam()},
+        lambda: {
+            "rule": {**NO_OBJECT, "class": Adam},
+            "steps": {**WRONG_TYPE, "one": (1,), "three": (1, 2, 3), "zero": (0, 1), "fraction": (1.5, 2)},
+            "batch": {k: v for k, v in NO_COUNT.items() if k != "huge"} | {"one": 1},
+            "matched": NO_TRUTH,
+            "seed": NO_SEED,
+        },
+    ),
+    "ProximalObjective": Door(
+        ProximalObjective,
+        lambda: {"finetuning": small_stages()[0].finetuning, "center": center(), "alpha": 0.5},
+        lambda: {
+            "finetuning": NO_OBJECT,
+            "center": {k: v for k, v in no_vector_like(center()).items() if k not in ("integers", "truths", "complex")},
+            "alpha": NO_NONNEGATIVE,
         },
     ),
 }
+
+NO_SIZE = {**NO_COUNT, "beyond memory": 2**50}
+NO_SIZES = {**WRONG_TYPE, "zero": (0, 2), "negative": (2, -1), "fraction": (2.5,), "texts": ("a",), "truth": (True, 2)}
+NO_DTYPE = {**NO_OBJECT, "whole": torch.int64, "bytes": torch.uint8, "complex": torch.complex64}
+SIZES = {name: f"{name}|memory cannot hold" for name in ("inputs", "hidden", "classes", "channels", "widths")}
+NO_NUMBERS = {"texts": ("a",), "nones": (None,), "tensors": (torch.tensor(1.0),)}
 
 MADE = {
     "toy_mlp": Door(
         network("toy_mlp"),
         dict,
-        lambda: {"inputs": NO_COUNT, "hidden": NO_COUNT, "classes": NO_COUNT, "seed": NO_SEED, "dtype": NO_OBJECT},
+        lambda: {
+            **dict.fromkeys(("inputs", "hidden", "classes"), NO_SIZE),
+            "seed": NO_SEED,
+            "dtype": NO_DTYPE,
+        },
+        says=SIZES,
     ),
     "logistic_regression": Door(
-        network("logistic_regression"), lambda: {"inputs": 2}, lambda: {"inputs": NO_COUNT, "dtype": NO_OBJECT}
+        network("logistic_regression"),
+        lambda: {"inputs": 2},
+        lambda: {"inputs": NO_SIZE, "dtype": NO_DTYPE},
+        says=SIZES,
     ),
     "lite_cnn": Door(
         network("lite_cnn"),
         lambda: {"widths": (2, 2)},
         lambda: {
-            "classes": NO_COUNT,
-            "channels": NO_COUNT,
-            "widths": {**WRONG_TYPE, "number": 3, "empty": (), "zero": (0,)},
+            "classes": NO_SIZE,
+            "channels": NO_SIZE,
+            "widths": {**NO_SIZES, "number": 3, "empty": (), "beyond memory": (2**40,)},
             "seed": NO_SEED,
+            "dtype": NO_DTYPE,
         },
+        says=SIZES,
     ),
     "resnet18": Door(
         network("resnet18"),
@@ -361,29 +433,38 @@ MADE = {
         network("mlp"),
         lambda: {"shape": (2, 2), "classes": 3},
         lambda: {
-            "shape": {**WRONG_TYPE, "number": 3},
-            "classes": NO_COUNT,
-            "hidden": {**WRONG_TYPE, "number": 3},
+            "shape": {**NO_SIZES, "number": 3},
+            "classes": NO_SIZE,
+            "hidden": {**NO_SIZES, "number": 3},
             "seed": NO_SEED,
         },
+        says=SIZES,
     ),
     "two_stage": Door(
         network("two_stage"),
         lambda: {"specification": networks.TABLE_A["mnist"], "shape": (1, 8, 8), "classes": 2, "width": 16},
         lambda: {
             "specification": NO_OBJECT,
-            "shape": {**WRONG_TYPE, "number": 3},
+            "shape": {**NO_SIZES, "number": 3, "no sides": (1,), "more sides": (1, 8, 8, 8), "too small": (1, 1, 1)},
             "classes": NO_COUNT,
             "width": {**NO_COUNT, "too many": 1000},
             "seed": NO_SEED,
         },
+        says={"shape": "shape|images of"},
     ),
     "ImageSet": Door(
         image_set,
         dict,
         lambda: {
             "images": no_images(),
-            "classes": {"none": None, "text": "ab", "list": ["a", "b"], "fewer": ("a",)},
+            "classes": {
+                "none": None,
+                "text": "ab",
+                "list": ["a", "b"],
+                "fewer": ("a",),
+                "twice": ("a", "a"),
+                "numbers": (1, 2),
+            },
             "labels": {
                 **NO_VECTOR,
                 "fractions": torch.zeros(4),
@@ -414,7 +495,19 @@ MADE = {
                 "empty": [],
                 "fraction": [0.5],
                 "texts": ["a"],
+                "truth": [True],
+                "array": np.array([0, 1]),
+                "tensor": torch.tensor([0, 1]),
             }
+        },
+    ),
+    "places": Door(
+        lambda **given: image_set().places(**given),
+        lambda: {"classes": [1], "per_class": 1},
+        lambda: {
+            "classes": {**WRONG_TYPE, "beyond": [2], "negative": [-1], "twice": [1, 1], "fraction": [0.5]},
+            "per_class": NO_COUNT,
+            "skip": NO_WHOLE_FROM_0,
         },
     ),
     "first_per_class": Door(
@@ -427,13 +520,17 @@ MADE = {
         lambda **given: images.load(**{"name": "fashion-mnist", "split": "test", "source": "bundled", **given}),
         dict,
         lambda: {
-            "name": {"none": None, "number": 3, "bytes": b"x", "unknown": "nonsense", "no folder": "/none/such"},
+            "name": {
+                **{"none": None, "number": 3, "bytes": b"x", "unknown": "nonsense", "no folder": "/none/such"},
+                **{"zero byte": "a\0b", "zero byte in a path": "/tmp/a\0b", "long": "a" * 5000},
+                **{"long path": "/" + "a" * 5000, "of nobody": "~nobody-of-this-name/x", "a file": __file__},
+            },
             "split": {"none": None, "number": 3, "unknown": "val", "empty": "", "list": []},
             "source": {"number": 3, "unknown": "nonsense", "empty": "", "list": []},
             "size": {k: v for k, v in {**NO_COUNT, "huge": 2**40}.items() if k != "none"},
             "whole": NO_TRUTH,
         },
-        says={"name": "name|nonsense|/none/such"},
+        says={"name": "name|nonsense|/none/such|no folder|has no source"},
     ),
     "download": Door(
         images.download,
@@ -446,10 +543,33 @@ MADE = {
         images.Augmentation,
         lambda: {"mean": (1.0,), "std": (2.0,)},
         lambda: {
-            "mean": {**WRONG_TYPE, "empty": (), "nan": (math.nan,), "more": (1.0, 2.0)},
-            "std": {**WRONG_TYPE, "empty": (), "zero": (0.0,), "negative": (-1.0,), "inf": (math.inf,)},
+            "mean": {**WRONG_TYPE, **NO_NUMBERS, "empty": (), "nan": (math.nan,), "more": (1.0, 2.0)},
+            "std": {**WRONG_TYPE, **NO_NUMBERS, "empty": (), "zero": (0.0,), "negative": (-1.0,), "inf": (math.inf,)},
             "padding": NO_WHOLE_FROM_0,
             "flip": NO_TRUTH,
+        },
+    ),
+    "augmenting": Door(
+        lambda **given: images.Augmentation((1.0,), (2.0,), padding=1)(**given),
+        lambda: {"images": image_set().images, "generator": torch.Generator()},
+        lambda: {
+            "images": {
+                **no_tensor(),
+                "one": image_set().images[0],
+                "coloured": torch.zeros(4, 3, 2, 2, dtype=torch.uint8),
+            },
+            "generator": NO_OBJECT,
+        },
+    ),
+    "normalise": Door(
+        images.Augmentation((1.0,), (2.0,)).normalise,
+        lambda: {"images": image_set().images},
+        lambda: {
+            "images": {
+                **no_tensor(),
+                "one": image_set().images[0],
+                "coloured": torch.zeros(4, 3, 2, 2, dtype=torch.uint8),
+            }
         },
     ),
     "fitted": Door(
@@ -482,7 +602,7 @@ LEARNT = {
         lambda **given: presets.build(**{"stream": "split-mnist", "method": "er", "seed": 1, **given}),
         dict,
         lambda: {
-            "stream": NO_WORD,
+            "stream": {**NO_WORD, "long": "a" * 5000, "zero byte": "a\0b", "no text": "\udce9"},
             "method": NO_WORD,
             "seed": {**NO_SEED, "huge": 2**63},
             "profile": {k: v for k, v in NO_WORD.items() if k != "none"},
@@ -538,6 +658,40 @@ LEARNT = {
     ),
 }
 
+STORED = Path("stored.json")  # never written: the good calls are those of tests/test_results.py
+KEPT = {
+    "write": Door(
+        results.write,
+        lambda: {"path": STORED, "result": {}},
+        lambda: {
+            "path": NO_PATH,
+            "result": {
+                **{"none": None, "number": 3, "text": "abc", "texts": ["abc"], "tensor": {"a": torch.ones(2)}},
+                **{"set": {"a": {1, 2}}, "numpy's": {"a": np.float32(1)}, "nan": {"a": math.nan}},
+                **{"in a circle": circle(), "no text": {"a": "\udce9"}, "no key": {(1, 2): 3}},
+            },
+        },
+        costs=True,
+    ),
+    "read": Door(
+        results.read, dict, lambda: {"path": {**NO_PATH, "folder": Path(), "none there": Path("none")}},
+        says={"path": "path|result"}, costs=True,
+    ),
+}  # fmt: skip
+
+
+def no_drawing():
+    return no_tensor() | {
+        "empty": vector()[:0],
+        "fewer": vector(n=5),
+        "nan": vector() * math.nan,
+        "inf": vector() / 0,
+    }
+
+
+DRAWN = {name: f"{name}|shapes" for name in ("predicted", "true", "exact", "approximate", "from_memory")}
+DRAWN |= {name: f"{name}|shapes" for name in ("stability", "plasticity")}
+
 SHOWN = {
     "shoes": Door(
         problems.shoes,
@@ -586,7 +740,12 @@ SHOWN = {
         plots.image_grid,
         lambda: {"images": image_set().images, "titles": ["a", "b", "c", "d"]},
         lambda: {
-            "images": {**NO_VECTOR, "empty": image_set().images[:0]},
+            "images": {
+                **no_tensor(),
+                "empty": image_set().images[:0],
+                "flat": torch.zeros(4, 4, dtype=torch.uint8),
+                "five channels": torch.zeros(4, 5, 2, 2, dtype=torch.uint8),
+            },
             "titles": {**WRONG_TYPE, "number": 3, "fewer": ["a"]},
             "columns": NO_COUNT,
         },
@@ -600,26 +759,34 @@ SHOWN = {
     "predicted_against_true": Door(
         plots.predicted_against_true,
         lambda: {"ax": axes(), "predicted": vector(), "true": vector(2)},
-        lambda: {"ax": NO_OBJECT, "predicted": NO_VECTOR, "true": NO_VECTOR},
+        lambda: {"ax": NO_OBJECT, "predicted": no_drawing(), "true": no_drawing()},
+        says=DRAWN,
     ),
     "approximate_against_exact": Door(
         approximation_plots.approximate_against_exact,
         lambda: {"ax": axes(), "exact": vector(), "approximate": vector(2)},
-        lambda: {"ax": NO_OBJECT, "exact": NO_VECTOR, "approximate": NO_VECTOR},
+        lambda: {"ax": NO_OBJECT, "exact": no_drawing(), "approximate": no_drawing()},
+        says=DRAWN,
     ),
     "stability_plasticity": Door(
         step_plots.stability_plasticity,
         lambda: {"ax": axes(), "stability": vector(), "plasticity": vector(2), "from_memory": vector() > 0},
-        lambda: {"ax": NO_OBJECT, "stability": NO_VECTOR, "plasticity": NO_VECTOR, "from_memory": NO_VECTOR},
+        lambda: {
+            "ax": NO_OBJECT,
+            **dict.fromkeys(("stability", "plasticity"), no_drawing()),
+            "from_memory": {**no_drawing(), "fractions": vector(), "whole": torch.arange(12)},
+        },
+        says=DRAWN,
     ),
     "matrix_heatmap": Door(
         training_plots.matrix_heatmap,
         lambda: {"ax": axes(), "matrix": square()},
-        lambda: {"ax": NO_OBJECT, "matrix": {**WRONG_TYPE, "number": 3}},
+        lambda: {"ax": NO_OBJECT, "matrix": MATRICES},
+        says={"matrix": "matrix|accuracy"},
     ),
 }
 
-DOORS = {**INFLUENCE, **MADE, **LEARNT, **SHOWN}
+DOORS = {**INFLUENCE, **MADE, **LEARNT, **KEPT, **SHOWN}
 
 
 @pytest.fixture(autouse=True)

@@ -24,7 +24,7 @@ WRONG_TYPE = {"none": None, "text": "3"}
 NO_NUMBER = {**WRONG_TYPE, "truth": True, "list": [1], "complex": 1j, "nan": math.nan}
 NO_WHOLE = {**NO_NUMBER, "inf": math.inf, "fraction": 2.5}
 NO_COUNT = {**NO_WHOLE, "zero": 0, "negative": -1}
-NO_SEED = {**NO_WHOLE, "negative": -1, "huge": 2**64}
+NO_SEED = {**NO_WHOLE, "negative": -1, "huge": 2**64, "numpy's": np.int64(3)}
 NO_POSITIVE = {**NO_NUMBER, "inf": math.inf, "zero": 0.0, "negative": -0.5}
 NO_NONNEGATIVE = {**NO_NUMBER, "inf": math.inf, "negative": -0.5}
 NO_SHARE = {**NO_POSITIVE, "above one": 1.5}
@@ -36,13 +36,19 @@ NO_OBJECT = {"none": None, "text": "x", "number": 3, "list": []}
 
 
 def no_tensor() -> dict[str, Any]:
-    return {"none": None, "text": "x", "number": 1.0, "list": [1.0, 2.0], "array": np.ones(2)}
+    return {
+        **{"none": None, "text": "x", "number": 1.0, "list": [1.0, 2.0], "array": np.ones(2)},
+        "sparse": torch.ones(2).to_sparse(),
+        "without values": torch.ones(2, device="meta"),
+    }
 
 
 def no_vector_like(good: torch.Tensor) -> dict[str, Any]:
     """What is no vector of as many finite floating-point numbers as ``good``."""
     return {
         **no_tensor(),
+        "sparse": good.to_sparse(),
+        "without values": good.to("meta"),
         "integers": torch.ones(len(good), dtype=torch.int64),
         "truths": torch.ones(len(good), dtype=torch.bool),
         "complex": torch.ones(len(good), dtype=torch.complex128),

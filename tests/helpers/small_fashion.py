@@ -4,10 +4,8 @@ import functools
 import tempfile
 from pathlib import Path
 
-import pytest
 import torch
 
-from helpers.tiny_stream import SAME, Stopped
 from metasp_lite.continual import methods, presets, streams
 from metasp_lite.continual.learner import Learner, Recipe
 from metasp_lite.continual.methods.replay import FineTune
@@ -43,23 +41,6 @@ def assert_learns(name, margin, out):
     lower = fine_tuned()
     assert 0.15 < lower < 0.21
     assert small_run(name, out)["class_incremental"]["a_inf"] > lower + margin
-
-
-def assert_resumes(name, out, **chosen):
-    """Stopped in the middle of the third task and begun again, a run gives the same numbers, bit for bit."""
-    chosen = {"epochs": 3, "stream": small_stream(per_class=40), **chosen}
-    uninterrupted = small_run(name, out / "whole", **chosen)
-
-    def stop(learner, method):
-        if (learner.task_number, learner.epoch) == (2, 2):  # the checkpoint in place is that of (2, 1)
-            raise Stopped
-
-    with pytest.raises(Stopped):
-        small_run(name, out / "parts", watch=stop, **chosen)
-    resumed = small_run(name, out / "parts", **chosen)
-    assert resumed["resumed"]
-    assert not uninterrupted["resumed"]
-    assert {name: resumed[name] for name in SAME} == {name: uninterrupted[name] for name in SAME}
 
 
 def learner_in_second_task(method_type, chosen, *, network="mlp", **recipe):

@@ -3,15 +3,11 @@
 from pathlib import Path
 
 import numpy as np
-import pytest
 from PIL import Image
 
 from metasp_lite.continual import presets
-from metasp_lite.continual.learner import Learner
-from metasp_lite.continual.methods import Method
 from metasp_lite.continual.run import Run
-from metasp_lite.continual.streams import Stream
-from metasp_lite.continual.training import Watcher, train
+from metasp_lite.continual.training import Watcher
 
 SETTINGS = {
     "epochs": 3,
@@ -78,18 +74,3 @@ def stop_at(epoch: int) -> Watcher:
             raise Stopped
 
     return watch
-
-
-def assert_goes_on_as_if_never_stopped(run: Run, folder: Path, stream: Stream, stop: tuple[int, int]) -> None:
-    """Train whole, and once more stopped after ``stop`` (task, epoch), with a checkpoint at every epoch."""
-
-    def watch(learner: Learner, method: Method) -> None:
-        if (learner.task_number, learner.epoch) == stop:
-            raise Stopped
-
-    whole = train(run, folder / "whole", stream=stream)
-    with pytest.raises(Stopped):
-        train(run, folder / "parts", stream=stream, checkpoint_seconds=0, watch=watch)
-    parts = train(run, folder / "parts", stream=stream, checkpoint_seconds=0)
-    assert parts["resumed"]
-    assert {name: parts[name] for name in SAME} == {name: whole[name] for name in SAME}

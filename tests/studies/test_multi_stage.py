@@ -1,6 +1,7 @@
 """The studies of two stages: each stores what it says, computed again by another route."""
 
 from dataclasses import replace
+from functools import cache
 
 import numpy as np
 import pytest
@@ -18,6 +19,14 @@ from metasp_lite.stages.unrolled import Adam, unrolled_sensitivity
 from metasp_lite.studies import multi_stage
 
 pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module", autouse=True)
+def trained_once():
+    """A study and its test train the same first stage, to the last bit; ``tests/course`` holds what it comes to."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(TwoStages, "pretrained", cache(TwoStages.pretrained))
+        yield
 
 
 def test_the_ablations_spoil_what_they_say():
@@ -87,6 +96,11 @@ EASY = replace(SMALL_STAGES, first=(0, 5), first_per_class=60, second_per_class=
 
 
 def test_the_study_of_leaving_out_stores_what_its_correlations_are_of(monkeypatch):
+    """With fewer steps of each protocol, which the test before the last holds: what is stored is what they give."""
+    short = {
+        name: replace(protocol, steps=(10, 5)) for name, protocol in multi_stage.protocols(SETUPS["mnist"]).items()
+    }
+    monkeypatch.setattr(multi_stage, "protocols", lambda setup: short)
     monkeypatch.setitem(SETUPS, "fashion-mnist", EASY)
     monkeypatch.setattr(TwoStages, "left_out", lambda self: torch.arange(0, 60, 15))
     one = multi_stage.against_retraining("fashion-mnist")
@@ -102,7 +116,9 @@ def test_the_study_of_leaving_out_stores_what_its_correlations_are_of(monkeypatc
     pretrained = problem.pretrained()
     stages = pretrained, problem.finetuned(pretrained.theta), problem.test
     matched, own = (
-        retraining.by_protocol(retraining.Protocol(Adam(), matched=same), *stages, torch.arange(0, 60, 15))
+        retraining.by_protocol(
+            retraining.Protocol(Adam(), matched=same, steps=(10, 5)), *stages, torch.arange(0, 60, 15)
+        )
         for same in (True, False)
     )
     assert one["true"]["100 steps of Adam on shared batches (the paper's for MNIST)"] == matched.tolist()

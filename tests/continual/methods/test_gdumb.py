@@ -6,8 +6,7 @@ import math
 
 import pytest
 import torch
-from helpers.small_fashion import gain_over_fine_tuning, sixty_run, sixty_stream
-from helpers.tiny_stream import assert_goes_on_as_if_never_stopped
+from helpers.small_fashion import gain_over_fine_tuning, sixty_stream
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -203,12 +202,6 @@ def test_it_learns_more_than_fine_tuning(stream, tmp_path):
     assert all(value is not None for row in [result["accuracy_class_incremental"][1]] for value in row[:2])
     assert result["epoch_losses"] == [0.0] * 15
     assert result["steps"] == 5 * 4
-
-
-@pytest.mark.parametrize("stop", [(1, 1), (2, 3)], ids=["in a task", "before its last checkpoint"])
-def test_it_goes_on_as_if_never_stopped(stream, tmp_path, stop):
-    run = sixty_run("gdumb", SETTINGS)
-    assert_goes_on_as_if_never_stopped(run, tmp_path, stream, stop)
 
 
 def test_scores_are_those_of_the_new_network(stream):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.analytic import randn
-from helpers.small_fashion import assert_learns, assert_resumes, learner_in_second_task, small_run, small_stream
+from helpers.small_fashion import assert_learns, learner_in_second_task, small_run, small_stream
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import lsq_linear, minimize
@@ -341,11 +341,6 @@ def test_margins_that_mean_nothing_are_refused(margin):
 @pytest.mark.parametrize(("name", "margin"), [("gem", 0.2), ("a-gem", 0.05)])
 def test_runs_remember(name, margin, tmp_path):
     assert_learns(name, margin, tmp_path)
-
-
-@pytest.mark.parametrize("name", ["gem", "a-gem"])
-def test_a_resumed_run_is_the_uninterrupted_one(name, tmp_path):
-    assert_resumes(name, tmp_path)
 
 
 @pytest.mark.parametrize("name", ["gem", "a-gem"])

@@ -10,8 +10,7 @@ import pytest
 import torch
 from helpers.analytic import randn
 from helpers.made_up_streams import noise_stream
-from helpers.small_fashion import gain_over_fine_tuning, sixty_run, sixty_stream
-from helpers.tiny_stream import assert_goes_on_as_if_never_stopped
+from helpers.small_fashion import gain_over_fine_tuning, sixty_stream
 from torch import nn
 from torch.nn import functional as F
 
@@ -228,9 +227,3 @@ def test_settings_that_edit_the_wrong_way_are_refused(wrong):
 def test_it_learns_more_than_fine_tuning(stream, tmp_path):
     _, gain = gain_over_fine_tuning("gmed", SETTINGS, stream, tmp_path)
     assert gain > 0.1
-
-
-@pytest.mark.parametrize("stop", [(1, 2), (3, 1)])
-def test_it_goes_on_as_if_never_stopped(stream, tmp_path, stop):
-    run = sixty_run("gmed", GMEDSettings(memory=50, memory_batch=16, stride=1.0, decay=0.95), epochs=2)
-    assert_goes_on_as_if_never_stopped(run, tmp_path, stream, stop)

@@ -9,8 +9,7 @@ import math
 import pytest
 import torch
 from helpers.analytic import randn
-from helpers.small_fashion import gain_over_fine_tuning, sixty_run, sixty_stream
-from helpers.tiny_stream import assert_goes_on_as_if_never_stopped
+from helpers.small_fashion import gain_over_fine_tuning, sixty_stream
 from torch.func import functional_call
 from torch.nn import functional as F
 
@@ -269,9 +268,3 @@ def test_settings_that_learn_no_anchor_are_refused(wrong):
 def test_it_learns_more_than_fine_tuning(stream, tmp_path):
     _, gain = gain_over_fine_tuning("hal", SETTINGS, stream, tmp_path)
     assert gain > 0.1
-
-
-@pytest.mark.parametrize("stop", [(1, 2), (3, 1)])
-def test_it_goes_on_as_if_never_stopped(stream, tmp_path, stop):
-    run = sixty_run("hal", HALSettings(memory=50, memory_batch=16, anchor_steps=10, anchoring=0.3), epochs=2)
-    assert_goes_on_as_if_never_stopped(run, tmp_path, stream, stop)

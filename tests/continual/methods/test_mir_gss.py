@@ -5,7 +5,7 @@ from collections import Counter
 
 import pytest
 import torch
-from helpers.small_fashion import assert_learns, assert_resumes, learner_in_second_task
+from helpers.small_fashion import assert_learns, learner_in_second_task
 from torch.nn import functional as F
 
 from metasp_lite.calculus.losses import cross_entropy, losses_at
@@ -286,12 +286,6 @@ def test_comparing_with_nothing_is_refused():
 @pytest.mark.parametrize("name", ["mir", "gss"])
 def test_runs_remember(name, tmp_path):
     assert_learns(name, 0.3, tmp_path)
-
-
-@pytest.mark.parametrize("name", ["mir", "gss"])
-def test_a_resumed_run_is_the_uninterrupted_one(name, tmp_path):
-    """A small memory, full since the first task: so GSS's stored scores decide what comes after."""
-    assert_resumes(name, tmp_path, memory=40)
 
 
 @pytest.mark.parametrize("name", ["mir", "gss"])
