@@ -133,7 +133,7 @@ def agreement_against_length(
         ax.axhline(height, color="black", linewidth=1.3, linestyle=":", zorder=1)
         below = any(0 < right(other) - height < 0.05 * len(exact) for other in levels.values())
         where = (1, height), (-3, -9.5 if below else 1.5), ("axes fraction", "data")
-        ax.annotate(name, *where, "offset points", ha="right", fontsize=8, bbox=paper)
+        ax.annotate(name, *where, "offset points", ha="right", fontsize=8)
     ax.plot(list(full), [right(v) for v in full.values()], color=BLUE, linewidth=2.2, label="all examples")
     for (name, path), colour, marker in zip(
         batches.items(), (GREEN, PURPLE, ORANGE)[: len(batches)], "^sD"[: len(batches)], strict=True
