@@ -72,7 +72,7 @@ def pydvl(given: Trained, method: str, **settings: Any) -> Tensor:
 def captum(given: Trained, **settings: Any) -> Tensor:
     """Influences by Captum's Arnoldi iteration; its Hessian is a sum over the examples, so λ is n times as large."""
     n = len(given.train[0])
-    scorer = import_module("captum.influence").ArnoldiInfluenceFunction(
+    scorer = import_module("captum.influence._core.arnoldi_influence_function").ArnoldiInfluenceFunction(
         given.model,
         TensorDataset(*given.train),
         checkpoint="",

@@ -80,7 +80,7 @@ _CONTENDERS = (
     ),
     _Contender(
         "captum",
-        "captum.influence",
+        "captum.influence._core.arnoldi_influence_function",
         "Arnoldi",
         adapters.captum,
         (),
