@@ -90,7 +90,7 @@ def kronfluence(given: Trained, damping: float | None) -> Tensor:
     """Influences by kronfluence's EK-FAC, in double precision as the model is."""
     library, arguments = import_module("kronfluence"), import_module("kronfluence.arguments")
 
-    class Classification(library.Task):  # type: ignore[name-defined, misc]
+    class Classification(library.Task):  # type: ignore[name-defined]
         def compute_train_loss(self, batch: Examples, model: nn.Module, sample: bool = False) -> Tensor:
             logits, labels = model(batch[0]), batch[1]
             if sample:
