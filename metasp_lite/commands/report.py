@@ -62,6 +62,6 @@ def _tables(table: "pd.DataFrame", arguments: argparse.Namespace) -> str:
             continue
         pieces += [f"## {title}", "", report.markdown(shown), ""]
         if arguments.against in set(part.dropna(subset="a_inf")["arm"]):
-            differences = report.against(part, arguments.against).round(3)
+            differences = report.against(part, arguments.against).round(3).astype({"pairs": int})
             pieces += [f"A_∞ against {arguments.against}, in points:", "", report.markdown(differences), ""]
     return "\n".join(pieces) + "\n"

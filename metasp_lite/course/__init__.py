@@ -3,6 +3,7 @@
 from metasp_lite.course import (
     approximation_plots,
     notation,
+    optimum_plots,
     plots,
     problems,
     stage_plots,
@@ -20,6 +21,7 @@ __all__ = [
     "TwoStages",
     "approximation_plots",
     "notation",
+    "optimum_plots",
     "plots",
     "problems",
     "stage_plots",

@@ -28,7 +28,7 @@ SYMBOLS = (
     _Symbol(r"n", "number of examples", "that a mean is taken over", "01", "number", "n", _LATER),
     _Symbol(r"B", "batch", "the examples that are scored together", "01", "n examples", "", ("02", "05", "06")),
     _Symbol(r"\theta", "parameters", "all p numbers of the model", "01", "(p,)", "theta", _LATER),
-    _Symbol(r"p", "parameters", "how many there are", "01", "number", "", ("02",)),
+    _Symbol(r"p", "parameters", "how many there are", "01", "number", "", ("02", "03")),
     _Symbol(r"\ell(x,\theta)", "loss", "of one example, in nats", "01", "number", "losses", _LATER),
     _Symbol(
         r"J(\theta)", "objective", "mean loss and weight decay", "01", "number", "objective", ("02", "03", "08", "09")
@@ -78,7 +78,7 @@ SYMBOLS = (
     _Symbol(r"\sigma", "logistic function", "1/(1 + exp(−x))", "01", "number"),
     _Symbol(r"v", "vector", "any, as one that H⁻¹ is applied to", "02", "(p,)", "v", ("01", "03", "04")),
     _Symbol(r"Hv", "Hessian-vector product", "the unit of cost", "02", "(p,)", "curvature", ("03", "08"), form=True),
-    _Symbol(r"C", "Cholesky factor", "of H: H = CCᵀ", "02", "(p, p)", "", ("08",)),
+    _Symbol(r"C", "Cholesky factor", "of H: H = CCᵀ", "02", "(p, p)", "C", ("03", "08")),
     _Symbol(
         r"\theta_k\to\theta_{k+1}",
         "pseudo-update",

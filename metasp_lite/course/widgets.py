@@ -16,7 +16,7 @@ from torch import Tensor
 from metasp_lite.calculus.curvature import Curvature
 from metasp_lite.calculus.losses import Penalised
 from metasp_lite.calculus.min_norm import min_norm_pair
-from metasp_lite.course import approximation_plots, plots, step_plots
+from metasp_lite.course import approximation_plots, optimum_plots, plots, step_plots
 from metasp_lite.course.problems import Problem
 from metasp_lite.course.travel import influence_by_series, optimum_with_l2, surroundings, travel_of_optimum
 from metasp_lite.course.two_stages import TwoStages
@@ -38,7 +38,7 @@ def epsilon_explorer(problem: Problem, *, example: int = 0, largest: float = 0.1
 
     def draw(example: int, epsilon: float) -> None:
         path, at = travel(example), int(np.abs(epsilons - epsilon).argmin())
-        plots.optimum_travel(path, surroundings(problem, example, path, at), at)
+        optimum_plots.optimum_travel(path, surroundings(problem, example, path, at), at)
         plt.show()
 
     sliders = {

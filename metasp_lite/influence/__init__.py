@@ -5,11 +5,10 @@ from metasp_lite.influence.by_autograd import influences_by_autograd
 from metasp_lite.influence.hessian import influence, influence_on_each
 from metasp_lite.influence.leaving_out import leave_one_out
 from metasp_lite.influence.metasp import metasp_gradient, metasp_step, mixed, official, printed, relative
-from metasp_lite.influence.pseudo_update import SGDRule, pseudo_update_influence
+from metasp_lite.influence.pseudo_update import pseudo_update_influence
 from metasp_lite.influence.tracin import tracin
 
 __all__ = [
-    "SGDRule",
     "agreement",
     "influence",
     "influence_on_each",

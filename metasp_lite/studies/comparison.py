@@ -1,6 +1,6 @@
 """Two arms from the same seeds: what a paired test says of their difference, and what it could have found."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -67,7 +67,7 @@ def detectable(spread: float, pairs: int, power: float = 0.8, level: float = 0.0
     return float(scipy.optimize.brentq(too_strong, 0, highest)) * spread / pairs**0.5
 
 
-def holm(p_values: Sequence[float]) -> list[float]:
+def holm(p_values: Iterable[float]) -> list[float]:
     """Correct p-values for their number, so that the chance that luck alone brings any below a level is that level.
 
     Source: Holm, A Simple Sequentially Rejective Multiple Test Procedure, 1979.
@@ -75,10 +75,11 @@ def holm(p_values: Sequence[float]) -> list[float]:
     Raises:
         ValueError: for a value outside 0 to 1.
     """
-    if odd := [p for p in p_values if not 0 <= p <= 1]:
+    values = [float(p) for p in p_values]
+    if odd := [p for p in values if not 0 <= p <= 1]:
         raise ValueError(f"p={odd[0]} lies outside 0 to 1")
-    corrected, largest = [0.0] * len(p_values), 0.0
-    for rank, place in enumerate(sorted(range(len(p_values)), key=lambda i: p_values[i])):
-        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[place]))
+    corrected, largest = [0.0] * len(values), 0.0
+    for rank, place in enumerate(sorted(range(len(values)), key=lambda i: values[i])):
+        largest = max(largest, min(1.0, (len(values) - rank) * values[place]))
         corrected[place] = largest
     return corrected

@@ -19,9 +19,6 @@ WATCHED = [*"EKPas", r"\alpha", r"\delta", r"\epsilon", r"\gamma", r"\kappa", r"
 GREEK = dict(zip("αδεγκλμτβρξ", [*WATCHED[5:], r"\beta", r"\rho", r"\xi"], strict=True))
 COUNTERS = "ijk"  # they number examples, terms, steps and earlier tasks
 COMMON = ("e", r"\Delta")  # Euler's number, and a change of what follows it: as everywhere
-# What notebooks 02 and 06 have still; take a letter out when it is renamed there.
-STILL = {"02": [*"zWbctfmhw", r"\varphi", r"\psi"]}
-UNLISTED = (r"s_{\min}", "C", "u_k", "J_B")  # not in the word table of 02 so far
 COMMAND = re.compile(  # what begins with a backslash is no letter, but for these
     r"\\(?!ell|alpha|beta|gamma|delta|epsilon|zeta|eta|theta|kappa|lambda|mu|nu|xi|pi|rho|sigma|tau|phi|varphi|chi|psi"
     r"|omega|Gamma|Delta|Theta|Lambda|Xi|Pi|Sigma|Phi|Psi|Omega)"
@@ -124,7 +121,7 @@ def used_otherwise(notebook: NotebookNode, number: str) -> list[str]:
     wrong = {}
     for cell, letter in spelt_out(notebook):
         first = letter.partition("_")[0]
-        if COMMAND.match(first) or first in COUNTERS or first in COMMON or first in STILL.get(number, ""):
+        if COMMAND.match(first) or first in COUNTERS or first in COMMON:
             continue
         if first in WATCHED:  # with the subscript
             rows = [row for row in notation.SYMBOLS if letter in re.split(r",\s*", re.sub(r"_\d", "", row.symbol))]
@@ -144,7 +141,7 @@ def coded_otherwise(notebook: NotebookNode, number: str) -> list[str]:
         names = assigned(cell.source) if code else ()
         plain_text = cell.source if code else re.sub(r"`[^`]*`|\$[^$]*\$", " ", cell.source)
         found = {name for name in names if len(name) == 1 and name.isalpha()} | set(CODED.findall(plain_text))
-        found -= {*COUNTERS, *STILL.get(number, "")}
+        found -= set(COUNTERS)
         wrong += [f"[{place}] {name} in code or prose" for name in sorted(found) if not belongs(name, number)]
     return wrong
 
@@ -190,8 +187,7 @@ def test_a_notebook_declares_and_uses_symbols_as_the_registry_has_them(number):
 def test_a_symbol_is_where_the_registry_says(row):
     """The word table of its home has it, and the code there has the name that stands for it."""
     cells = nbformat.read(NOTEBOOKS[row.home], as_version=4).cells
-    listed = cells if row.symbol in UNLISTED else cells[:1]
-    formulas = [a or b for cell in listed if cell.cell_type == "markdown" for a, b in FORMULA.findall(cell.source)]
+    formulas = [a or b for a, b in FORMULA.findall(cells[0].source)]
     assert any(plain(row.symbol) in plain(formula) for formula in formulas)
     code = "\n".join(cell.source for cell in cells if cell.cell_type == "code")
     assert not row.code or re.search(rf"\b{row.code}\b", code), f"no {row.code} in the code of notebook {row.home}"

@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from metasp_lite.course import plots
-from metasp_lite.course.travel import OptimumTravel
 
 
 def looks(axes_lines):
@@ -97,20 +96,6 @@ def test_a_third_class_is_refused():
         plots.two_classes(ax, torch.zeros(3, 2), torch.tensor([0, 1, 2]), "abc", torch.ones(2), ringed=(0,))
 
 
-def test_the_travel_is_drawn_whole_on_both_sides():
-    epsilon, path = np.linspace(-0.1, 0.1, 5), np.arange(10.0).reshape(5, 2)
-    travel = OptimumTravel(epsilon, path, path + 1, np.arange(5.0), np.arange(5.0) + 1)
-    grid = np.linspace(0, 10, 4)
-    figure = plots.optimum_travel(travel, (grid, grid, np.add.outer(grid, grid) ** 2), 3)
-    left, right = figure.axes
-    assert entries(left) == ["retrained optimum", "first-order prediction", "ε = 0"]
-    assert entries(right) == ["retrained", "slope = influence", "ε = 0"]
-    assert [len(line.get_xdata()) for line in left.lines] == [5, 5, 1, 1, 1]
-    assert [line.get_xydata()[0].tolist() for line in left.lines[2:]] == [[4, 5], [6, 7], [7, 8]]  # at 0, at ε, twice
-    assert len(left.collections) == 1  # the contours
-    assert "+0.050" in left.get_title()
-
-
 @pytest.mark.parametrize("count", [1, 2, 10])
 def test_every_tangent_is_drawn_apart(count):
     x = torch.linspace(-1, 1, 5)
@@ -171,20 +156,3 @@ def test_damping_curves_show_every_damping_and_every_eigenvalue():
     assert len(ax.lines) == 2 + 3
     np.testing.assert_allclose(ax.lines[0].get_ydata(), [1, 0.5], rtol=1e-6)  # float32
     np.testing.assert_allclose(ax.lines[1].get_ydata(), [1, 1], rtol=1e-6)
-
-
-def test_every_pull_is_an_arrow_from_the_optimum_and_those_that_end_lower_look_so():
-    axis = torch.linspace(-1.0, 1.0, 21)
-    surface = 2 + axis, 5 + axis, (axis[None, :] - 2 * axis[:, None])  # the loss falls to the left and upwards
-    pulls = torch.tensor([[0.5, 0.0], [-0.5, 0.0], [0.0, 0.5], [0.0, -0.5]])
-    _, ax = plt.subplots()
-    plots.pulls_on_optimum(ax, surface, torch.tensor([2.0, 5.0]), pulls, named={1: "left", 3: "down"})
-    arrows = [text for text in ax.texts if getattr(text, "arrow_patch", None)]
-    assert [text.xyann for text in arrows] == [(2, 5)] * 4
-    assert [tuple(text.xy) for text in arrows] == [(2.5, 5), (1.5, 5), (2, 5.5), (2, 4.5)]
-    styles = [text.arrow_patch.get_linestyle() for text in arrows]
-    assert styles == ["-", "--", "--", "-"]
-    assert [text.arrow_patch.get_linewidth() for text in arrows] == [1, 3, 1, 3]
-    names = {text.get_text(): tuple(text.xy) for text in ax.texts if text.get_text() in ("left", "down")}
-    assert names == {"left": (1.5, 5), "down": (2, 4.5)}
-    assert entries(ax) == ["helps", "hurts"]

@@ -39,7 +39,6 @@ from metasp_lite.continual.methods.base import MemorySettings
 from metasp_lite.course import LiveCurves, approximation_plots, plots, problems, step_plots, training_plots
 from metasp_lite.course.two_stages import Setup
 from metasp_lite.influence import (
-    SGDRule,
     agreement,
     influence,
     influences_by_autograd,
@@ -52,7 +51,7 @@ from metasp_lite.influence import (
     relative,
     tracin,
 )
-from metasp_lite.stages import ProximalObjective, ShortRun, retraining
+from metasp_lite.stages import ProximalObjective, SGDRule, ShortRun, retraining
 from metasp_lite.stages.unrolled import Adam
 from metasp_lite.stages.updated import JointObjective
 
