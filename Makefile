@@ -15,7 +15,7 @@ IN_PARALLEL := env OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(IN_VENV) pytest -
 unexport MPLBACKEND
 
 .DEFAULT_GOAL := help
-.PHONY: help tour lab test test-faults test-newest lint notebooks bench setup
+.PHONY: help tour lab test test-faults test-newest lint notebooks bench bench-peers setup
 
 help:
 	@echo "make tour       run every notebook without a browser and keep the results as HTML pages"
@@ -26,6 +26,7 @@ help:
 	@echo "make lint       ruff and mypy alone: rules, format, types"
 	@echo "make notebooks  run every notebook and store its outputs in it"
 	@echo "make bench      measure what influences and a MetaSP step cost; results go to data/results/bench"
+	@echo "make bench-peers  the toy's influences by other libraries beside ours, in .venv-peers; not part of make test"
 	@echo "All of them set up .venv first; PYTHON=... picks the interpreter for that (3.11 or newer)."
 
 tour: $(STAMP)
@@ -39,6 +40,14 @@ notebooks: $(STAMP)
 
 bench: $(STAMP)
 	@$(IN_VENV) metasp_lite bench
+
+# pyDVL asks for NumPy below 2, and does without; what its influences import is named here instead.
+bench-peers:
+	@$(MAKE) setup VENV=.venv-peers
+	@.venv-peers/bin/python -m pip install -q $(CONSTRAINTS:%=-c %) captum dattri kronfluence \
+		pyDeprecate more-itertools zarr "dask[distributed]"
+	@.venv-peers/bin/python -m pip install -q --no-deps pyDVL
+	@.venv-peers/bin/python -m metasp_lite bench peers
 
 lint: $(STAMP)
 	@$(IN_VENV) ruff check . && $(IN_VENV) ruff format --check . && $(IN_VENV) mypy

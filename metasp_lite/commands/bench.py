@@ -1,12 +1,23 @@
-"""What things cost: ``python -m metasp_lite bench [toy] [step] [train]``, written to data/results/bench."""
+"""What things cost: ``python -m metasp_lite bench [toy] [step] [train] [peers]``, written to data/results/bench."""
 
 import argparse
 from collections.abc import Callable, Mapping, Sequence
 
 _BENCHMARKS = ("toy", "step", "train")
+_ALL = (*_BENCHMARKS, "peers")  # peers only where it is named: it needs other libraries
 _SHOWN = {
     "step": ("variant", "network", "n", "v", "counted_ratio_to_er", "cpu_seconds", "cpu_ratio_to_er", "peak_extra_mib"),
     "train": ("network", "variant", "steps_per_second", "ratio_to_bare", "share_of_er_step"),
+    "peers": (
+        "library",
+        "method",
+        "seed",
+        "cpu_seconds_median",
+        "extra_mib",
+        "signs_right",
+        "balanced_accuracy",
+        "lines",
+    ),
 }
 _Rows = Mapping[str, object] | Sequence[Mapping[str, object]]
 
@@ -16,32 +27,36 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "benchmarks",
         nargs="*",
-        metavar=f"{{{','.join(_BENCHMARKS)}}}",
-        help="toy: influences; step: a MetaSP step; train: steps a second of training (default: all)",
+        metavar=f"{{{','.join(_ALL)}}}",
+        help="toy: influences; step: a MetaSP step; train: steps a second of training (default: these three); "
+        "peers: other libraries on the toy",
     )
-    parser.add_argument("--seeds", type=int, default=5, help="toy: how many starting weights, 0, 1, … (default 5)")
+    parser.add_argument(
+        "--seeds", type=int, default=5, help="toy, peers: how many starting weights, 0, 1, … (default 5)"
+    )
 
 
 def main(arguments: argparse.Namespace) -> int:
     """Run the benchmarks that are asked for, on one thread; print a table of each and store it."""
     chosen = arguments.benchmarks or _BENCHMARKS
-    unknown = sorted(set(chosen) - set(_BENCHMARKS))
+    unknown = sorted(set(chosen) - set(_ALL))
     if unknown:
-        raise ValueError(f"there is no benchmark {', '.join(map(repr, unknown))}; choose from {', '.join(_BENCHMARKS)}")
+        raise ValueError(f"there is no benchmark {', '.join(map(repr, unknown))}; choose from {', '.join(_ALL)}")
     if arguments.seeds < 1:
         raise ValueError(f"--seeds {arguments.seeds}: give at least 1")
     import torch
 
     from metasp_lite import results, settings
-    from metasp_lite.studies import import_beforehand, step_cost, toy_cost, training_cost
+    from metasp_lite.studies import import_beforehand, peers, step_cost, toy_cost, training_cost
 
-    paths = {name: results.place(f"bench/{name}.json") for name in _BENCHMARKS if name in chosen}
+    paths = {name: results.place(f"bench/{name}.json") for name in _ALL if name in chosen}
     torch.set_num_threads(1)  # as in the processes that measure: stored results name this number
-    import_beforehand(toy_cost.__name__, step_cost.__name__)
+    import_beforehand(toy_cost.__name__, step_cost.__name__, peers.__name__)
     studies: dict[str, Callable[[], _Rows]] = {
         "toy": lambda: toy_cost.study(arguments.seeds),
         "step": step_cost.study,
         "train": training_cost.study,
+        "peers": lambda: peers.study(arguments.seeds),
     }
     for name, path in paths.items():
         found = studies[name]()

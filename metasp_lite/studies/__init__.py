@@ -3,13 +3,24 @@
 A study computes and returns; the command of its name prints and stores.
 """
 
-from metasp_lite.studies import comparison, multi_stage, report, step_cost, toy_cost, training_cost, uses, variants
+from metasp_lite.studies import (
+    comparison,
+    multi_stage,
+    peers,
+    report,
+    step_cost,
+    toy_cost,
+    training_cost,
+    uses,
+    variants,
+)
 from metasp_lite.studies.process import import_beforehand
 
 __all__ = [
     "comparison",
     "import_beforehand",
     "multi_stage",
+    "peers",
     "report",
     "step_cost",
     "toy_cost",

@@ -42,7 +42,8 @@ def test_what_is_stored_is_a_list_with_an_object_for_every_step(monkeypatch, tmp
 def test_an_unknown_benchmark_is_refused_before_anything_runs(capsys, monkeypatch):
     monkeypatch.setattr(toy_cost, "study", lambda seeds: pytest.fail("it ran"))
     assert main(["bench", "toy", "steps"]) == 1
-    assert capsys.readouterr().err == "metasp_lite: there is no benchmark 'steps'; choose from toy, step, train\n"
+    said = "metasp_lite: there is no benchmark 'steps'; choose from toy, step, train, peers\n"
+    assert capsys.readouterr().err == said
     assert main(["bench", "--seeds", "0"]) == 1
     assert "at least 1" in capsys.readouterr().err
 
