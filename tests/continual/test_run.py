@@ -15,7 +15,7 @@ from PIL import Image
 
 from metasp_lite import files, results
 from metasp_lite.continual import training
-from metasp_lite.continual.run import finished
+from metasp_lite.continual.run import completed, finished
 
 
 def test_a_result_holds_what_is_needed_to_read_and_repeat_it(folder, stream, tmp_path):
@@ -143,7 +143,7 @@ def test_an_older_result_is_finished_where_nothing_contradicts(folder, stream, t
 def test_a_stored_run_is_finished_where_it_was_computed(path, stream, tmp_path):
     stored = json.loads(path.read_text(encoding="utf-8"))
     shutil.copy(path, tmp_path / "result.json")
-    here = {**stored["run"], **{name: stored[name] for name in ("images", "device", "threads", "draws")}}
+    here = {**completed(stored["run"]), **{name: stored[name] for name in ("images", "device", "threads", "draws")}}
     assert finished(tmp_path, here) == stored
     with pytest.raises(ValueError, match="threads is"):
         finished(tmp_path, {**here, "threads": 64})
