@@ -68,9 +68,9 @@ class ShortRun(Generic[_State]):
 
     def __post_init__(self) -> None:
         """Refuse batches that are none."""
-        if self.batches.dim() != 2 or self.batches.dtype != torch.int64 or 0 in self.batches.shape:
+        if self.batches.dim() != 2 or self.batches.dtype != torch.int64 or self.batches.shape[1] == 0:
             raise ValueError(
-                f"batches are {self.batches.dtype} {tuple(self.batches.shape)}; pass int64 (T, B), a step at least"
+                f"batches are {self.batches.dtype} {tuple(self.batches.shape)}; pass int64 (T, B), B at least 1"
             )
 
     def __call__(self, theta: Tensor) -> Tensor:

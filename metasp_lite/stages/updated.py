@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from metasp_lite.calculus.checks import check_finite
+from metasp_lite.calculus.checks import check_finite_if_seen
 from metasp_lite.calculus.curvature import Curvature
 from metasp_lite.calculus.losses import ExampleLosses, Losses, Objective, per_example_gradients
 from metasp_lite.calculus.parameters import number_of_trained
@@ -41,7 +41,7 @@ class ProximalObjective:
         w = embedding_size(self.losses.model)
         if self.center.shape != (w,):
             raise ValueError(f"the center has the shape {tuple(self.center.shape)}; give the embedding W* ({w},)")
-        check_finite(self.center, "the center")
+        check_finite_if_seen(self.center, "the center")
         object.__setattr__(self, "center", self.center.clone())  # what moves the caller's leaves this one
 
     def __call__(self, theta: Tensor, index: Tensor | None = None) -> Tensor:

@@ -4,6 +4,7 @@ import math
 import re
 
 import pytest
+import scipy.sparse.linalg
 import torch
 from helpers.analytic import Quadratic, Sine, logistic, logistic_data, mlp, randn, ridge, with_spectrum
 from helpers.small_models import EVERY_MODEL, ROUNDING, assert_equal_up_to_rounding, convolution, seeded, somewhere
@@ -265,9 +266,9 @@ def test_cholesky_of_a_singular_hessian_says_so(seed):
 
 def test_eigenvalues_that_lanczos_cannot_separate_come_from_the_dense_matrix(monkeypatch):
     def give_up(*_, **__):
-        raise curvature.scipy.sparse.linalg.ArpackNoConvergence("No convergence", [], [])
+        raise scipy.sparse.linalg.ArpackNoConvergence("No convergence", [], [])
 
-    monkeypatch.setattr(curvature.scipy.sparse.linalg, "eigsh", give_up)
+    monkeypatch.setattr(scipy.sparse.linalg, "eigsh", give_up)
     spectrum = torch.linspace(-1, 2, 25).double()
     found = Curvature(Objective(Quadratic(with_spectrum(spectrum))), randn(25, seed=6))
     assert found.smallest_eigenvalue == pytest.approx(-1, rel=ROUNDING)

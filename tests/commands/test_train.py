@@ -110,7 +110,7 @@ def in_place_of(command: list[str], change: list[str]) -> list[str]:
             "--set class_seed=99999999999999999999",
             "class_seed=99999999999999999999 is too large; give at most 9.22e+18",
         ),
-        ("--set data=", "data is empty; name a data set"),
+        ("--set data=", "data is asked for twice: the folder STREAM, and  by name; give one"),
         ("--set weight_decay=-1", "Invalid weight_decay value: -1.0; give 0 or more"),
         ("--checkpoint-seconds nan", "checkpoint_seconds=nan must be 0 or more"),
         ("--checkpoint-seconds -1", "checkpoint_seconds=-1.0 must be 0 or more"),

@@ -356,7 +356,6 @@ INFLUENCE = {
                 **no_tensor(),
                 "fractions": torch.zeros(2, 3),
                 "vector": torch.zeros(3, dtype=torch.int64),
-                "no step": torch.zeros(0, 3, dtype=torch.int64),
                 "empty": torch.zeros(2, 0, dtype=torch.int64),
             },
         },

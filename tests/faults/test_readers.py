@@ -387,5 +387,6 @@ def test_surroundings_of_any_words(word):
         assert profile == word if word in surroundings.PROFILES else "METASP_PROFILE" in refusal
         data, refusal = outcome(surroundings.data_dir, own=FileNotFoundError)
         assert data.is_dir() if refusal is None else "METASP_DATA" in refusal
-        assert isinstance(surroundings.cache_dir(), Path)
+        cache, refusal = outcome(surroundings.cache_dir, own=FileNotFoundError)
+        assert isinstance(cache, Path) if refusal is None else "METASP_CACHE" in refusal
         assert set(surroundings.for_another_folder()) == ({"METASP_DATA", "METASP_CACHE"} if word else set())
