@@ -3,6 +3,8 @@
 import argparse
 from collections.abc import Callable, Mapping, Sequence
 
+from metasp_lite.commands.options import require_known
+
 _BENCHMARKS = ("toy", "step", "train")
 _ALL = (*_BENCHMARKS, "peers")  # peers only where it is named: it needs other libraries
 _SHOWN = {
@@ -39,9 +41,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def main(arguments: argparse.Namespace) -> int:
     """Run the benchmarks that are asked for, on one thread; print a table of each and store it."""
     chosen = arguments.benchmarks or _BENCHMARKS
-    unknown = sorted(set(chosen) - set(_ALL))
-    if unknown:
-        raise ValueError(f"there is no benchmark {', '.join(map(repr, unknown))}; choose from {', '.join(_ALL)}")
+    require_known(chosen, _ALL, "benchmark")
     if arguments.seeds < 1:
         raise ValueError(f"--seeds {arguments.seeds}: give at least 1")
     import torch
@@ -51,7 +51,7 @@ def main(arguments: argparse.Namespace) -> int:
 
     paths = {name: results.place(f"bench/{name}.json") for name in _ALL if name in chosen}
     torch.set_num_threads(1)  # as in the processes that measure: stored results name this number
-    import_beforehand(toy_cost.__name__, step_cost.__name__, peers.__name__)
+    import_beforehand(toy_cost.__name__, step_cost.__name__)  # peers names its own
     studies: dict[str, Callable[[], _Rows]] = {
         "toy": lambda: toy_cost.study(arguments.seeds),
         "step": step_cost.study,

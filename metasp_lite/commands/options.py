@@ -1,6 +1,7 @@
 """What options of several commands are read by."""
 
 import argparse
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from metasp_lite import settings
@@ -18,6 +19,16 @@ def named(text: str) -> Path:
     if str(path).startswith("~"):
         raise argparse.ArgumentTypeError(f"there is no home folder for {text}; a folder of that name is ./{text}")
     return path
+
+
+def require_known(asked: Iterable[str], known: Collection[str], what: str) -> None:
+    """Refuse names that are not there.
+
+    Raises:
+        ValueError: with those names, as of a ``what``, and what there is.
+    """
+    if unknown := sorted(set(asked) - set(known)):
+        raise ValueError(f"there is no {what} {', '.join(map(repr, unknown))}; choose from {', '.join(known)}")
 
 
 class Once(argparse.Action):

@@ -9,7 +9,7 @@ from metasp_lite.commands.options import named
 if TYPE_CHECKING:
     import pandas as pd
 
-_ENDINGS = {"markdown": ".md", "latex": ".tex", "csv": ".csv"}
+_FORMATS = ("markdown", "latex", "csv")
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -21,7 +21,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--against", default="metasp", metavar="ARM", help="what the tests compare with (default: metasp)"
     )
-    parser.add_argument("--format", choices=list(_ENDINGS), default="markdown", help="default: markdown")
+    parser.add_argument("--format", choices=_FORMATS, default="markdown", help="default: markdown")
     parser.add_argument("--out", type=named, metavar="FILE", help="write there in place of printing")
 
 

@@ -3,6 +3,8 @@
 import argparse
 import time
 
+from metasp_lite.commands.options import require_known
+
 # the names in ``multi_stage.STUDIES`` and ``two_stages.SETUPS``, which import torch
 _STUDIES = ("leave-one-out", "tasks", "amounts", "distributions", "lengths", "updated", "optima", "first-optimum")
 _DATA = ("fashion-mnist", "mnist", "cifar10")
@@ -16,9 +18,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def main(arguments: argparse.Namespace) -> int:
     """Run the studies asked for and write one file for each."""
-    unknown = sorted(set(arguments.studies) - set(_STUDIES))
-    if unknown:
-        raise ValueError(f"there is no study {', '.join(map(repr, unknown))}; choose from {', '.join(_STUDIES)}")
+    require_known(arguments.studies, _STUDIES, "study")
     import torch
 
     from metasp_lite import results, settings

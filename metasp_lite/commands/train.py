@@ -43,6 +43,7 @@ def main(arguments: argparse.Namespace) -> int:
             raise ValueError(f"--set {name} is given twice, as {overrides[name]} and as {value.strip()}; give it once")
         overrides[name] = value.strip()
     from metasp_lite.continual import presets, training
+    from metasp_lite.continual.accuracy import SETTINGS
 
     run = presets.build(
         arguments.stream,
@@ -55,10 +56,10 @@ def main(arguments: argparse.Namespace) -> int:
     result = training.train(
         run, arguments.out, threads=arguments.threads, checkpoint_seconds=arguments.checkpoint_seconds
     )
-    for setting in ("class_incremental", "task_incremental"):
+    for setting, title in SETTINGS.items():
         accuracy, change = result[setting]["a_inf"], result[setting]["bwt"]
         forgetting = "" if change is None else f", backward transfer {change:+.4f}"
-        print(f"{setting.replace('_', '-')}: final accuracy {accuracy:.4f}{forgetting}")
+        print(f"{title}: final accuracy {accuracy:.4f}{forgetting}")
     print(f"all of it is in {arguments.out / 'result.json'}")
     return 0
 

@@ -4,6 +4,8 @@ import argparse
 import time
 from collections.abc import Callable
 
+from metasp_lite.commands.options import require_known
+
 _STUDIES = ("halves", "removal", "labels")
 
 
@@ -20,9 +22,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def main(arguments: argparse.Namespace) -> int:
     """Run the studies that are asked for and store each as soon as it is there."""
-    unknown = sorted(set(arguments.studies) - set(_STUDIES))
-    if unknown:
-        raise ValueError(f"there is no study {', '.join(map(repr, unknown))}; choose from {', '.join(_STUDIES)}")
+    require_known(arguments.studies, _STUDIES, "study")
     import torch
 
     from metasp_lite import results, settings

@@ -5,6 +5,8 @@ A few minutes each, on one thread.  Stored in data/results/variants.
 
 import argparse
 
+from metasp_lite.commands.options import require_known
+
 _PLACES = {  # of each study
     "weights": "variants/split-fashion-mnist.json",
     "rivals": "variants/rivals-split-fashion-mnist.json",
@@ -24,9 +26,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def main(arguments: argparse.Namespace) -> int:
     """Run the studies that are asked for and store each as soon as it is there."""
     chosen = arguments.studies or _PLACES
-    unknown = sorted(set(chosen) - set(_PLACES))
-    if unknown:
-        raise ValueError(f"there is no study {', '.join(map(repr, unknown))}; choose from {', '.join(_PLACES)}")
+    require_known(chosen, _PLACES, "study")
     import torch
 
     from metasp_lite import results, settings

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 from metasp_lite.doors import typed
 
+# as results name them, and in words: the network chooses among all classes seen, or among those of the example's task
+SETTINGS = {"class_incremental": "class-incremental", "task_incremental": "task-incremental"}
 Accuracies = list[float]  # on each task seen
 Matrix = Sequence[Sequence[float | None]]  # [t][k]: accuracy on task k after task t; None where it does not exist
 

@@ -11,7 +11,7 @@ import torch
 
 from metasp_lite import results
 from metasp_lite.continual import checkpoint, draws, methods, streams
-from metasp_lite.continual.accuracy import Accuracies, summarise
+from metasp_lite.continual.accuracy import SETTINGS, Accuracies, summarise
 from metasp_lite.continual.learner import Recipe
 from metasp_lite.continual.methods.base import MethodSettings
 from metasp_lite.continual.streams import Stream, StreamSettings
@@ -122,7 +122,7 @@ def completed(told: Mapping[str, Any]) -> dict[str, Any]:
 
 def _require_told(result: dict[str, Any]) -> None:
     """Refuse what has the name of a result and not the numbers that are shown of one."""
-    for setting in ("class_incremental", "task_incremental"):
+    for setting in SETTINGS:
         accuracy, change = result[setting]["a_inf"], result[setting]["bwt"]
         if type(accuracy) not in (int, float) or not 0 <= accuracy <= 1:
             raise ValueError(f"{setting} has no accuracy")
@@ -147,7 +147,7 @@ def summary(
     """
     size, seconds = len(stream.tasks), sum(progress.seconds)
     matrices: dict[str, list[list[float | None]]] = {}
-    for setting in ("class_incremental", "task_incremental"):
+    for setting in SETTINGS:
         rows = [[*row, *[None] * (size - len(row))] for row in getattr(progress, setting)]
         if scores_last_only:
             rows[:-1] = [[None] * size for _ in rows[:-1]]

@@ -11,12 +11,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 from torch import Tensor
 
-from metasp_lite.continual.accuracy import Matrix, summarise
+from metasp_lite.continual.accuracy import SETTINGS, Matrix, summarise
 from metasp_lite.continual.streams import Stream
 from metasp_lite.course import plots
 from metasp_lite.doors import Count, typed
-
-SETTINGS = {"class_incremental": "class-incremental", "task_incremental": "task-incremental"}
 
 
 def tasks_of(stream: Stream, *, per_class: int = 4) -> Figure:

@@ -7,8 +7,8 @@ import pandas as pd
 
 from metasp_lite import results, settings
 from metasp_lite.continual import plan
+from metasp_lite.continual.accuracy import SETTINGS
 from metasp_lite.continual.run import completed
-from metasp_lite.course import training_plots
 from metasp_lite.studies.comparison import holm, paired
 
 _MEASURES = {"a1": "A_1", "a_inf": "A_∞", "a_m": "A_m", "bwt": "BWT", "forgetting": "forgetting"}
@@ -51,7 +51,7 @@ def runs(file: Path, folder: Path) -> pd.DataFrame:
         name = " ".join([job.arm, *(f"{setting}={value}" for setting, value in job.case.items())])
         arm = {"stream": job.run.stream.data, "arm": name, "method": job.run.method, "lr": job.run.recipe.lr}
         arm |= {"memory": getattr(job.run.settings, "memory", None), **job.case, "seed": job.run.seed}
-        for setting in training_plots.SETTINGS:
+        for setting in SETTINGS:
             numbers = {name: None if found is None else found[setting][name] for name in _MEASURES}
             ends = {name: None if value is None else 100 * value for name, value in numbers.items()}
             cost = {name: None if found is None else found[name] for name in ("wall_seconds", "steps")}
@@ -68,7 +68,7 @@ def parts(table: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
         for memory in rows["memory"].dropna().unique() if rows["memory"].notna().any() else [None]:
             chosen = rows[(rows["memory"] == memory) | rows["memory"].isna()]
             size = "" if memory is None else f", |M| = {memory:.0f}"
-            yield f"{stream}, {training_plots.SETTINGS[str(setting)]}{size}", chosen
+            yield f"{stream}, {SETTINGS[str(setting)]}{size}", chosen
 
 
 def against(table: pd.DataFrame, reference: str, measure: str = "a_inf") -> pd.DataFrame:

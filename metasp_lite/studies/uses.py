@@ -56,7 +56,8 @@ def halves(count: int = 100, several: int = 50, whole: int = 8) -> _Row:
     "continued" goes on from the optimum of the whole set, for ``count`` halves; "new weights, bank A" and "B" start
     each network from weights of its own, for the first ``several``.  A row a network.
     """
-    problem, tested = small_toy(), small_toy().validation.losses
+    problem = small_toy()
+    tested = problem.validation.losses
     queries = cut(tested, places := _queries_of(tested.labels))
     theta = minimise(problem.objective, problem.start)
     chosen, left = random_halves(count, len(problem.objective.losses)), list[float]()
@@ -120,7 +121,8 @@ def removal(counts: tuple[int, ...] = (10, 30, 100), per_class: int = 1) -> _Row
 
     ``losses[ranking][query]`` has a number for each k of ``counts``; ``before`` is that of the whole set.
     """
-    problem, tested = small_toy(), small_toy().validation.losses
+    problem = small_toy()
+    tested = problem.validation.losses
     queries = cut(tested, places := _queries_of(tested.labels, per_class))
     losses, theta = problem.objective.losses, minimise(problem.objective, problem.start)
     ranks = rankings(losses, queries, Curvature(problem.objective, theta))

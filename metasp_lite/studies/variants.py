@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from metasp_lite import results
 from metasp_lite.continual import grid, plan, presets, streams
+from metasp_lite.continual.accuracy import SETTINGS
 from metasp_lite.continual.buffer import Memories
 from metasp_lite.continual.learner import Learner, evaluating
 from metasp_lite.continual.methods import Method
@@ -31,7 +32,6 @@ _MEMORY = 200
 _WHAT = {"profile": "lite", "stream": "split-fashion-mnist"}
 _RIVALS = ("joint", "fine-tune", "er", "er-late", "metasp", "metasp-rehsel")  # joint first: its network judges memories
 
-_SETTINGS = ("class_incremental", "task_incremental")
 _Row = dict[str, object]
 
 
@@ -67,7 +67,7 @@ def rivals(seeds: Iterable[int] = _TEN, changes: Mapping[str, object] | None = N
             judge = judge or inside.learner
             ends = {
                 f"{name}_{setting}": value if value is None else round(value, 6)
-                for setting in _SETTINGS
+                for setting in SETTINGS
                 for name, value in result[setting].items()
             }
             memory = getattr(run.settings, "memory", None)

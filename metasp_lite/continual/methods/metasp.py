@@ -11,9 +11,8 @@ from torch import Tensor
 
 from metasp_lite.calculus.losses import Examples
 from metasp_lite.continual.learner import Batch, Learner, rehearse, shuffled
-from metasp_lite.continual.methods.base import MethodSettings, plain_step
+from metasp_lite.continual.methods.base import plain_step
 from metasp_lite.continual.methods.replay import ERLate, LateSettings
-from metasp_lite.continual.streams import Stream
 from metasp_lite.influence import metasp
 
 _VARIANTS: dict[str, Callable[..., metasp.Fusion]] = {
@@ -70,6 +69,7 @@ class MetaSP(ERLate[_M_co]):
 
     paper = "Sun et al., Exploring Example Influence in Continual Learning, NeurIPS 2022 (Ours)"
     Settings = MetaSPSettings
+    on_trusted: ClassVar[tuple[str, ...]] = (*ERLate.on_trusted, "validate_on_trusted")
     columns: ClassVar[tuple[str, ...]] = ("influence", "loss", "scored")  # sums of I* and ℓ, how often they were taken
 
     def __init__(self, learner: Learner, settings: _M_co) -> None:
@@ -102,30 +102,16 @@ class MetaSP(ERLate[_M_co]):
     def validation_sets(self, learner: Learner) -> tuple[Examples, Examples]:
         """Draw V_old from the memory and V_new from the task, or both from what is trusted; without crops and flips."""
         size, stream, draw = self.settings.validation_size, learner.stream, learner.draws.validation
-        normalise = stream.augmentation.normalise
+        images, labels, normalise = stream.images, stream.labels, stream.augmentation.normalise
         if self.settings.validate_on_trusted:
             earlier = torch.cat([task.trusted for task in stream.tasks[: learner.task_number]])
-            old, new = (shuffled(index, size, draw)[0] for index in (earlier, learner.task.trusted))
-            return (normalise(stream.images[old]), stream.labels[old]), (
-                normalise(stream.images[new]),
-                stream.labels[new],
-            )
-        stored = self.buffer.sample(size, draw)
-        new = shuffled(learner.task.train, size, draw)[0]
-        return (normalise(stored.images), stored.labels), (normalise(stream.images[new]), stream.labels[new])
-
-    @classmethod
-    def check(cls, stream: Stream, settings: MethodSettings) -> None:
-        """Refuse to rehearse or validate on trusted examples where the stream has set none aside.
-
-        Raises:
-            ValueError: then.
-        """
-        super().check(stream, settings)
-        if getattr(settings, "validate_on_trusted", False) and not len(stream.tasks[0].trusted):
-            raise ValueError(
-                "validate_on_trusted=True: the stream has set no examples aside; give trusted (--set trusted=20)"
-            )
+            at, pool = shuffled(earlier, size, draw)[0], learner.task.trusted
+            old = images[at], labels[at]
+        else:
+            stored, pool = self.buffer.sample(size, draw), learner.task.train
+            old = stored.images, stored.labels
+        new = shuffled(pool, size, draw)[0]
+        return (normalise(old[0]), old[1]), (normalise(images[new]), labels[new])
 
     def weights(self, learner: Learner) -> Callable[..., metasp.Fusion]:
         """Return what turns influences into weights, by the settings."""

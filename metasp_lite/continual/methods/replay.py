@@ -1,7 +1,7 @@
 """The reference points (fine-tuning, joint training) and plain rehearsal."""
 
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import ClassVar, TypeVar
 
 import torch
 from torch import Tensor
@@ -89,6 +89,7 @@ class ERLate(Rehearsal[_L_co]):
 
     paper = "the control of this course; no paper of its own"
     Settings = LateSettings
+    on_trusted: ClassVar[tuple[str, ...]] = ("rehearse_trusted",)  # settings that need trusted examples
 
     def step(self, learner: Learner, batch: Batch) -> Tensor:
         """Descend on new and, in the last epochs, remembered examples."""
@@ -110,15 +111,14 @@ class ERLate(Rehearsal[_L_co]):
 
     @classmethod
     def check(cls, stream: Stream, settings: MethodSettings) -> None:
-        """Refuse to rehearse trusted examples where the stream has set none aside.
+        """Refuse to make use of trusted examples where the stream has set none aside.
 
         Raises:
             ValueError: then.
         """
-        if getattr(settings, "rehearse_trusted", False) and not len(stream.tasks[0].trusted):
-            raise ValueError(
-                "rehearse_trusted=True: the stream has set no examples aside; give trusted (--set trusted=20)"
-            )
+        for name in cls.on_trusted:
+            if getattr(settings, name) and not len(stream.tasks[0].trusted):
+                raise ValueError(f"{name}=True: the stream has set no examples aside; give trusted (--set trusted=20)")
 
     def rehearses(self, learner: Learner) -> bool:
         """Whether this epoch is one of the last, and there is something to rehearse."""
