@@ -179,7 +179,7 @@ class StreamSettings:
     held_out: int | None = None  # training images of each class to test on in place of the test images
     trusted: int = 0  # training images of each class set aside, with labels known to be right
     wrong: float = 0.0  # share of the other training labels that are wrong
-    wrong_by: str = "chance"  # which of them: chance, or the brightest of each task's first class
+    wrong_by: str = "chance"  # which: chance, the brightest of each task's first class, or lookalikes of another
     wrong_seed: int = 0
 
     def __post_init__(self) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-KINDS = ("chance", "brightest")
+KINDS = ("chance", "brightest", "lookalikes")
 
 
 def wrong_labels(
@@ -15,7 +15,9 @@ def wrong_labels(
 
     ``tasks`` has the classes of each task and where its examples stand.  With ``chance`` the share of each class,
     rounded, gets another of the task's classes, all equally likely.  With ``brightest`` the brightest images of the
-    task's first class get its second, and no others: a mistake with a system, which a network can learn.
+    task's first class get its second, and no others: a mistake with a system, which a network can learn.  With
+    ``lookalikes`` it is that share of each class whose pixels lie nearest to the mean image of another, and they get
+    that other: a mistake that people make, and that a small loss hides.
 
     Raises:
         ValueError: when a task has a single class, so that no label can be wrong.
@@ -25,13 +27,20 @@ def wrong_labels(
     for classes, examples in tasks:
         if len(classes) < 2:
             raise ValueError(f"wrong={share}: a task of one class has no wrong label; give more classes_per_task")
-        for label in classes if kind == "chance" else classes[:1]:
+        means = {each: images[examples[labels[examples] == each]].float().mean(dim=0) for each in classes}
+        for label in classes[:1] if kind == "brightest" else classes:
             members = examples[labels[examples] == label]
             count = round(share * len(members))
             if kind == "chance":
                 chosen = members[torch.randperm(len(members), generator=draw)[:count].to(members.device)]
                 others = torch.tensor([other for other in classes if other != label])
                 new = others[torch.randint(len(others), (count,), generator=draw)]
+            elif kind == "lookalikes":
+                others = torch.tensor([other for other in classes if other != label])
+                far = [(images[members].float() - means[other]).flatten(1).norm(dim=1) for other in others.tolist()]
+                distance, nearest = torch.stack(far).min(dim=0)
+                order = distance.argsort(stable=True)[:count]
+                chosen, new = members[order], others[nearest[order].cpu()]
             else:
                 brightness = images[members].float().flatten(1).mean(dim=1)
                 chosen = members[brightness.argsort(descending=True, stable=True)[:count]]

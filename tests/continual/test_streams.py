@@ -346,6 +346,25 @@ def test_the_brightest_of_each_tasks_first_class_get_its_second():
         assert not stream.wrong[task.train[torch.isin(right.labels[task.train], torch.tensor([second, third]))]].any()
 
 
+def test_lookalikes_get_the_class_whose_mean_image_is_nearest():
+    stream, right = spoiled(wrong=0.25, wrong_by="lookalikes"), spoiled()
+    pixels = stream.images.double().flatten(1).numpy()
+    for task in stream.tasks:
+        members = {label: task.train[right.labels[task.train] == label].numpy() for label in task.classes}
+        means = {label: pixels[places].mean(axis=0) for label, places in members.items()}
+        for label, places in members.items():
+            far = {}
+            for place in places:
+                others = {
+                    other: float(((pixels[place] - means[other]) ** 2).sum()) for other in means if other != label
+                }
+                nearest = min(others, key=others.__getitem__)
+                far[int(place)] = others[nearest], nearest
+            chosen = sorted(far, key=far.__getitem__)[:10]
+            assert sorted(places[stream.wrong[places].numpy()].tolist()) == sorted(chosen)
+            assert all(int(stream.labels[place]) == far[place][1] for place in chosen)
+
+
 @pytest.mark.parametrize("wrong", [0.0, 0.5])
 def test_trusted_examples_stand_aside_and_are_right(wrong):
     stream, right = spoiled(trusted=4, wrong=wrong), spoiled()
@@ -361,7 +380,7 @@ def test_trusted_examples_stand_aside_and_are_right(wrong):
     [
         ({"wrong": 1.5}, r"wrong=1\.5 must be a share from 0 to 1"),
         ({"wrong": -0.1}, r"wrong=-0\.1 must be a share"),
-        ({"wrong_by": "malice"}, "wrong_by='malice' does not exist; give one of: chance, brightest"),
+        ({"wrong_by": "malice"}, "wrong_by='malice' does not exist; give one of: chance, brightest, lookalikes"),
         ({"wrong": 0.1, "classes_per_task": 1}, "a task of one class has no wrong label"),
         ({"trusted": -1}, "trusted=-1"),
         ({"wrong_seed": -1}, "wrong_seed=-1"),

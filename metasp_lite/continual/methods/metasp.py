@@ -36,6 +36,8 @@ class MetaSPSettings(LateSettings):
     dose: float | None = None  # of influence, of variant=dosed alone
     validate_on_trusted: bool = False  # validation sets from what the stream has set aside, not from memory and task
     permuted: bool = False  # whether chance deals the weights out to the batch: a control
+    leave_out: float = 0.0  # share of a task's examples that get no weight and no place in the memory; with dosed alone
+    suspected_by: str = "loss"  # which: those of the highest mean loss so far, or of the highest mean influence (I*)
 
     def __post_init__(self) -> None:
         """Refuse variants that do not exist."""
@@ -50,6 +52,12 @@ class MetaSPSettings(LateSettings):
             raise ValueError(f"dose={self.dose} and variant={self.variant}: dosed needs a dose, no other has one")
         if self.dose is not None and not 0 <= self.dose < math.inf:
             raise ValueError(f"dose={self.dose} must be 0 or more, and finite")
+        if self.suspected_by not in ("loss", "influence"):
+            raise ValueError(f"suspected_by={self.suspected_by!r} does not exist; give loss or influence")
+        if not 0 <= self.leave_out < 1:
+            raise ValueError(f"leave_out={self.leave_out} must be a share from 0 to below 1")
+        if self.leave_out and self.variant != "dosed":
+            raise ValueError(f"leave_out={self.leave_out} needs weights that are not negative; give variant=dosed")
 
     @property
     def validation_size(self) -> int:
@@ -89,7 +97,7 @@ class MetaSP(ERLate[_M_co]):
             learner.optimizer,
             rehearse(learner, batch, images, labels),
             *self.validation_sets(learner),
-            variant=self.weights(learner),
+            variant=self.weights(learner, batch),
             pseudo_steps=self.settings.pseudo_steps,
         )
         ones = torch.ones_like(self.last_step.losses)
@@ -100,31 +108,57 @@ class MetaSP(ERLate[_M_co]):
         return self.last_step.losses.mean()
 
     def validation_sets(self, learner: Learner) -> tuple[Examples, Examples]:
-        """Draw V_old from the memory and V_new from the task, or both from what is trusted; without crops and flips."""
+        """Draw V_old from the memory and V_new from the task, or both from what is trusted; without crops and flips.
+
+        In the first task, where only trusted examples can stand for old ones, V_old comes from the task as well.
+        """
         size, stream, draw = self.settings.validation_size, learner.stream, learner.draws.validation
         images, labels, normalise = stream.images, stream.labels, stream.augmentation.normalise
-        if self.settings.validate_on_trusted:
-            earlier = torch.cat([task.trusted for task in stream.tasks[: learner.task_number]])
-            at, pool = shuffled(earlier, size, draw)[0], learner.task.trusted
+        on_trusted = self.settings.validate_on_trusted
+        if on_trusted or len(self.buffer) == 0:
+            earlier = torch.cat([task.trusted for task in stream.tasks[: max(learner.task_number, 1)]])
+            at = shuffled(earlier, size, draw)[0]
             old = images[at], labels[at]
         else:
-            stored, pool = self.buffer.sample(size, draw), learner.task.train
+            stored = self.buffer.sample(size, draw)
             old = stored.images, stored.labels
+        pool = learner.task.trusted if on_trusted else learner.task.train
         new = shuffled(pool, size, draw)[0]
         return (normalise(old[0]), old[1]), (normalise(images[new]), labels[new])
 
-    def weights(self, learner: Learner) -> Callable[..., metasp.Fusion]:
-        """Return what turns influences into weights, by the settings."""
+    def weights(self, learner: Learner, batch: Batch) -> Callable[..., metasp.Fusion]:
+        """Return what turns the influences of ``batch`` and of what is rehearsed with it into weights."""
         s = self.settings
         chosen = {"gamma": s.gamma} | ({} if s.dose is None else {"dose": s.dose})
         variant: Callable[..., metasp.Fusion] = partial(_VARIANTS[s.variant], **chosen)
+        suspected = torch.isin(batch.places, self.suspects(learner))
 
-        def dealt_out(*influences_and_losses: Tensor) -> metasp.Fusion:
+        def changed(*influences_and_losses: Tensor) -> metasp.Fusion:
             fusion = variant(*influences_and_losses)
-            order = torch.randperm(len(fusion.weights), generator=learner.draws.own).to(fusion.weights.device)
-            return fusion._replace(weights=fusion.weights[order])
+            weights = fusion.weights
+            if s.permuted:
+                weights = weights[torch.randperm(len(weights), generator=learner.draws.own).to(weights.device)]
+            if suspected.any():
+                kept = torch.cat([torch.where(suspected, 0, weights[: len(suspected)]), weights[len(suspected) :]])
+                weights = kept * weights.sum() / kept.sum().clamp(min=torch.finfo(kept.dtype).tiny)
+            return fusion._replace(weights=weights)
 
-        return dealt_out if s.permuted else variant
+        return changed
+
+    def candidates(self, learner: Learner) -> Tensor:
+        """Return what of the task the memory may store: all but the suspects."""
+        train = super().candidates(learner)
+        return train[torch.isin(train, self.suspects(learner), invert=True)]
+
+    def suspects(self, learner: Learner) -> Tensor:
+        """Return the examples of the task that are left out now ``(k,)``, as positions in the stream's images.
+
+        Among those that were scored: the share ``leave_out`` of the task with the highest means.
+        """
+        train = learner.task.train
+        scored = train[self.scored[train] > 0]
+        mean = getattr(self, self.settings.suspected_by)[scored] / self.scored[scored]
+        return scored[mean.argsort(descending=True, stable=True)[: int(self.settings.leave_out * len(train))]]
 
     def remedies(self) -> list[str]:
         """Name the bounded weights where the others are in use."""

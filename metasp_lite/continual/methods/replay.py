@@ -121,13 +121,14 @@ class ERLate(Rehearsal[_L_co]):
                 raise ValueError(f"{name}=True: the stream has set no examples aside; give trusted (--set trusted=20)")
 
     def rehearses(self, learner: Learner) -> bool:
-        """Whether this epoch is one of the last, and there is something to rehearse."""
-        return learner.epochs_left <= self.settings.late_epochs and len(self.buffer) > 0
+        """Whether this epoch is one of the last, and there is something to rehearse or trusted examples to go by."""
+        trusted = any(getattr(self.settings, name) for name in self.on_trusted)
+        return learner.epochs_left <= self.settings.late_epochs and (len(self.buffer) > 0 or trusted)
 
     def end_task(self, learner: Learner) -> None:
         """Give the task its share of the memory.  No place stays empty while there is an example for it."""
         share = self.buffer.capacity // (learner.task_number + 1)
-        places = min(max(share, len(self.buffer.free)), len(learner.task.train))
+        places = min(max(share, len(self.buffer.free)), len(self.candidates(learner)))
         self.make_room(learner, places)
         chosen = self.choose(learner, places)
         stream = learner.stream
@@ -148,7 +149,11 @@ class ERLate(Rehearsal[_L_co]):
         """Return what ranks the stored examples for dropping, highest first, or None for chance."""
         return None
 
+    def candidates(self, learner: Learner) -> Tensor:
+        """Return what of the task the memory may store: positions in the stream's images."""
+        return learner.task.train
+
     def choose(self, learner: Learner, places: int) -> Tensor:
         """Choose the examples of the task to store: positions in the stream's images."""
-        train = learner.task.train
+        train = self.candidates(learner)
         return train[balanced_choice(learner.stream.labels[train], places, None, learner.draws.storing)]

@@ -59,7 +59,7 @@ class MetaSPRehSel(MetaSP[RehSelSettings]):
 
     def choose(self, learner: Learner, places: int) -> Tensor:
         """Choose one example of each of ``places`` clusters: positions in the stream's images."""
-        train, generator, clusters = learner.task.train, learner.draws.storing, self.settings.clusters
+        train, generator, clusters = self.candidates(learner), learner.draws.storing, self.settings.clusters
         labels = learner.stream.labels[train]
         scores = self._ranking(self.settings.store, lambda name: getattr(self, name)[train])
         if clusters == "class":

@@ -184,6 +184,81 @@ def test_validation_sets_may_be_trusted_ones():
 
 
 @pytest.mark.parametrize("name", ["rehearse_trusted", "validate_on_trusted"])
+def test_with_trusted_examples_the_first_task_has_late_epochs_too(name):
+    """Before, nothing is stored that could be rehearsed or validated on: then they are plain (see above)."""
+    stream = noise_stream(trusted=3)
+    learner = Learner(stream, Recipe("mlp", 2, batch=7, lr=0.05), seed=2)
+    method = MetaSP(learner, MetaSPSettings(memory=12, memory_batch=8, late_epochs=1, validation=5, **{name: True}))
+    learner.epoch = 1
+    draw = copy.deepcopy(learner.draws.validation)
+    (old, old_labels), (new, _) = method.validation_sets(learner)
+    trusted, train = stream.tasks[0].trusted, stream.tasks[0].train
+    at = trusted[torch.randperm(6, generator=draw)[:5]]
+    assert torch.equal(old, stream.augmentation.normalise(stream.images[at]))
+    assert torch.equal(old_labels, stream.labels[at])
+    pool = trusted if name == "validate_on_trusted" else train
+    at = pool[torch.randperm(len(pool), generator=draw)[:5]]
+    assert torch.equal(new, stream.augmentation.normalise(stream.images[at]))
+    for index in learner.batches(method.examples(learner)):
+        method.step(learner, learner.batch(index))
+    assert (method.scored[train] == 1).all()
+    assert len(method.last_step.losses) == len(index) + (4 if name == "rehearse_trusted" else 0)
+
+
+# --- suspects ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("by", ["loss", "influence"])
+@BOTH
+def test_suspects_get_no_weight_and_no_place_in_the_memory(kind, by):
+    """A quarter of the task's 20 examples; who is suspected, and the step, by hand from the scores."""
+    learner, method = in_second_task(kind=kind, variant="dosed", dose=1.0, leave_out=0.25, suspected_by=by)
+    train = learner.task.train
+    assert method.suspects(learner).tolist() == []  # nothing is scored yet
+    for index in learner.batches(method.examples(learner)):
+        batch = learner.batch(index)
+        means = {k: float(getattr(method, by)[k] / method.scored[k]) for k in train.tolist() if method.scored[k]}
+        worst = sorted(means, key=means.__getitem__, reverse=True)[:5]
+        assert method.suspects(learner).tolist() == worst
+        fusion_of_all = metasp.dosed(*(torch.linspace(-1, 1, 12) * sign for sign in (1, 2)), *torch.ones(2), dose=1.0)
+        changed = method.weights(learner, batch)(*(torch.linspace(-1, 1, 12) * sign for sign in (1, 2)), *torch.ones(2))
+        expected = fusion_of_all.weights.clone()
+        out = [place for place, k in enumerate(batch.places.tolist()) if k in worst]
+        expected[out] = 0
+        # One sum of float32 numbers.
+        torch.testing.assert_close(changed.weights, expected / expected.sum(), rtol=1e-5, atol=1e-7)
+        method.step(learner, batch)
+    out = set(method.suspects(learner).tolist())
+    assert len(out) == 5
+    images = learner.stream.images[sorted(out)]
+    method.end_task(learner)
+    stored = method.buffer.images[method.buffer.filled]
+    assert not any(torch.equal(one, other) for one in stored for other in images)
+    assert len(stored) == 12
+
+
+def test_who_is_suspected_twice_is_left_out_of_the_second_late_epoch():
+    """With a dose of 0 all others weigh alike, so the step is the plain one without the suspects."""
+    learner, method = in_second_task("mlp", variant="dosed", dose=0.0, leave_out=0.25)
+    first, *_ = learner.batches(method.examples(learner))
+    method.loss[learner.task.train] = torch.arange(20.0).flip(0)  # the first five of the task have the highest loss
+    method.scored[learner.task.train] = 1
+    batch, draws, model = learner.batch(first), copy.deepcopy(learner.draws), copy.deepcopy(learner.model)
+    kept = torch.randperm(12, generator=draws.memory)[:5]
+    images, labels = method.buffer.images[kept], method.buffer.labels[kept]
+    inputs = torch.cat([batch.inputs, learner.stream.augmentation(images, draws.replays)])
+    stays = torch.isin(batch.places, learner.task.train[5:])
+    assert 0 < int(stays.sum()) < 7
+    stays = torch.cat([stays, torch.ones(5, dtype=torch.bool)])
+    loss = F.cross_entropy(model(inputs)[stays], torch.cat([batch.labels, labels])[stays])
+    gradients = torch.autograd.grad(loss, list(model.parameters()))
+    method.step(learner, batch)
+    for mine, gradient in zip(learner.model.parameters(), gradients, strict=True):
+        # The same mean in float32, summed in another order.
+        torch.testing.assert_close(mine.grad, gradient, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["rehearse_trusted", "validate_on_trusted"])
 def test_trust_needs_examples_that_stand_aside(name):
     with pytest.raises(ValueError, match=f"{name}=True: the stream has set no examples aside; give trusted"):
         MetaSP(Learner(noise_stream(), Recipe("mlp", 2), seed=2), MetaSPSettings(**{name: True}))
@@ -197,6 +272,9 @@ def test_trust_needs_examples_that_stand_aside(name):
         ({"variant": "dosed"}, "dose=None and variant=dosed: dosed needs a dose"),
         ({"variant": "dosed", "dose": -1.0}, r"dose=-1\.0 must be 0 or more"),
         ({"variant": "best"}, "variant='best' does not exist; give one of: official, relative, mixed, printed, dosed"),
+        ({"leave_out": 1.0, "variant": "dosed", "dose": 0.0}, r"leave_out=1\.0 must be a share from 0 to below 1"),
+        ({"leave_out": 0.1}, r"leave_out=0\.1 needs weights that are not negative; give variant=dosed"),
+        ({"suspected_by": "smell"}, "suspected_by='smell' does not exist; give loss or influence"),
         ({"pseudo_steps": 0}, "pseudo_steps=0 must be at least 1"),
         ({"validation": -1}, "validation=-1"),
         ({"late_epochs": 0}, "late_epochs=0 must be at least 1"),
