@@ -1,14 +1,15 @@
-"""What things cost: ``python -m metasp_lite bench [toy] [step] [train] [peers]``, written to data/results/bench."""
+"""What things cost: ``python -m metasp_lite bench [toy] [step] [train] [methods] [peers]``, written to data/results/bench."""
 
 import argparse
 from collections.abc import Callable, Mapping, Sequence
 
 from metasp_lite.commands.options import require_known
 
-_BENCHMARKS = ("toy", "step", "train")
+_BENCHMARKS = ("toy", "step", "train", "methods")
 _ALL = (*_BENCHMARKS, "peers")  # peers only where it is named: it needs other libraries
 _SHOWN = {
     "step": ("variant", "network", "n", "v", "counted_ratio_to_er", "cpu_seconds", "cpu_ratio_to_er", "peak_extra_mib"),
+    "methods": ("method", "operations_in_er_runs", "cpu_seconds_in_er_runs", "cpu_seconds"),
     "train": ("network", "variant", "steps_per_second", "ratio_to_bare", "share_of_er_step"),
     "peers": (
         "library",
@@ -30,7 +31,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "benchmarks",
         nargs="*",
         metavar=f"{{{','.join(_ALL)}}}",
-        help="toy: influences; step: a MetaSP step; train: steps a second of training (default: these three); "
+        help="toy: influences; step: a MetaSP step; train: steps a second of training; methods: a run of each method (default: these four); "
         "peers: other libraries on the toy",
     )
     parser.add_argument(
@@ -47,7 +48,7 @@ def main(arguments: argparse.Namespace) -> int:
     import torch
 
     from metasp_lite import results, settings
-    from metasp_lite.studies import import_beforehand, peers, step_cost, toy_cost, training_cost
+    from metasp_lite.studies import import_beforehand, method_cost, peers, step_cost, toy_cost, training_cost
 
     paths = {name: results.place(f"bench/{name}.json") for name in _ALL if name in chosen}
     torch.set_num_threads(1)  # as in the processes that measure: stored results name this number
@@ -56,6 +57,7 @@ def main(arguments: argparse.Namespace) -> int:
         "toy": lambda: toy_cost.study(arguments.seeds),
         "step": step_cost.study,
         "train": training_cost.study,
+        "methods": method_cost.study,
         "peers": lambda: peers.study(arguments.seeds),
     }
     for name, path in paths.items():

@@ -5,6 +5,7 @@ A study computes and returns; the command of its name prints and stores.
 
 from metasp_lite.studies import (
     comparison,
+    method_cost,
     multi_stage,
     peers,
     report,
@@ -19,6 +20,7 @@ from metasp_lite.studies.process import import_beforehand
 __all__ = [
     "comparison",
     "import_beforehand",
+    "method_cost",
     "multi_stage",
     "peers",
     "report",

@@ -7,7 +7,7 @@ import pytest
 from metasp_lite import networks, results, settings, studies
 from metasp_lite.__main__ import main
 from metasp_lite.commands import bench
-from metasp_lite.studies import step_cost, toy_cost, training_cost
+from metasp_lite.studies import method_cost, step_cost, toy_cost, training_cost
 from metasp_lite.studies.step_cost import STEPS, Case
 
 
@@ -42,24 +42,25 @@ def test_what_is_stored_is_a_list_with_an_object_for_every_step(monkeypatch, tmp
 def test_an_unknown_benchmark_is_refused_before_anything_runs(capsys, monkeypatch):
     monkeypatch.setattr(toy_cost, "study", lambda seeds: pytest.fail("it ran"))
     assert main(["bench", "toy", "steps"]) == 1
-    said = "metasp_lite: there is no benchmark 'steps'; choose from toy, step, train, peers\n"
+    said = "metasp_lite: there is no benchmark 'steps'; choose from toy, step, train, methods, peers\n"
     assert capsys.readouterr().err == said
     assert main(["bench", "--seeds", "0"]) == 1
     assert "at least 1" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
-    ("asked", "run"), [([], ["toy 5", "step", "train"]), (["step"], ["step"]), (["toy", "--seeds", "2"], ["toy 2"])]
+    ("asked", "run"), [([], ["toy 5", "step", "train", "methods"]), (["step"], ["step"]), (["toy", "--seeds", "2"], ["toy 2"])]
 )
 def test_one_command_runs_all_benchmarks_or_those_named(asked, run, monkeypatch, tmp_path):
     ran = []
     monkeypatch.setattr(studies, "import_beforehand", lambda *modules: None)  # would stay for the tests after this one
     monkeypatch.setattr(results, "RESULTS_DIR", tmp_path)
     monkeypatch.setattr(settings, "PROJECT_DIR", tmp_path)
-    shown = dict.fromkeys([*bench._SHOWN["step"], *bench._SHOWN["train"]], 1)
+    shown = dict.fromkeys([*bench._SHOWN["step"], *bench._SHOWN["train"], *bench._SHOWN["methods"]], 1)
     monkeypatch.setattr(toy_cost, "study", lambda seeds: ran.append(f"toy {seeds}") or {"runs": [{"seed": 7}]})
     monkeypatch.setattr(step_cost, "study", lambda: ran.append("step") or [shown])
     monkeypatch.setattr(training_cost, "study", lambda: ran.append("train") or [shown])
+    monkeypatch.setattr(method_cost, "study", lambda: ran.append("methods") or [shown])
     assert main(["bench", *asked]) == 0
     assert ran == run
     assert {path.stem for path in (tmp_path / "bench").iterdir()} == {name.partition(" ")[0] for name in run}
