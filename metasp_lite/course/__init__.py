@@ -2,6 +2,7 @@
 
 from metasp_lite.course import (
     approximation_plots,
+    evidence_plots,
     notation,
     optimum_plots,
     plots,
@@ -20,6 +21,7 @@ __all__ = [
     "LiveCurves",
     "TwoStages",
     "approximation_plots",
+    "evidence_plots",
     "notation",
     "optimum_plots",
     "plots",

@@ -59,6 +59,35 @@ def runs(file: Path, folder: Path) -> pd.DataFrame:
     return pd.DataFrame(rows).astype(dict.fromkeys([*_MEASURES, "wall_seconds"], float))
 
 
+def published(stream: str, setting: str) -> pd.DataFrame:
+    """Return what the MetaSP paper prints of ``stream`` in ``setting``, in per cent, from its tables 2 to 5.
+
+    Columns: table, memory (NaN where the row has none), row as it is printed, method as it is called here, measure,
+    mean, sd (NaN where none is printed).
+
+    Raises:
+        ValueError: when the paper has no such table.
+    """
+    paper = pd.read_csv(settings.PROJECT_DATA_DIR / "paper" / "metasp-tables.csv")
+    found = paper[(paper["stream"] == stream) & (paper["setting"] == setting)]
+    if found.empty:
+        known = [" ".join(each) for each in sorted({*zip(paper["stream"], paper["setting"], strict=True)})]
+        raise ValueError(f"the paper has no table of {stream} {setting}; give one of: {', '.join(known)}")
+    return found.drop(columns=["stream", "setting"]).reset_index(drop=True)
+
+
+def best_rates(table: pd.DataFrame) -> dict[str, float]:
+    """Return for each method the learning rate with the highest mean A_∞ (class-incremental) over its seeds.
+
+    ``table`` holds the runs of one stream of a grid that varies ``lr``.  A method of which a run is missing is left
+    out; of equal rates the smallest is taken.
+    """
+    chosen = table[table["setting"] == "class_incremental"]
+    complete = chosen.groupby("method")["a_inf"].apply(lambda values: values.notna().all())
+    means = chosen.groupby(["method", "lr"], sort=True)["a_inf"].mean().unstack()
+    return {str(name): float(means.loc[name].idxmax()) for name in dict.fromkeys(chosen["method"]) if complete[name]}
+
+
 def parts(table: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
     """Yield the runs that one table compares, with a title: those of a stream, a setting and a size of memory.
 

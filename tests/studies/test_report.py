@@ -3,6 +3,7 @@
 import json
 import statistics
 
+import pandas as pd
 import pytest
 import scipy.stats
 from helpers.tiny_stream import SETTINGS, make_folder
@@ -127,3 +128,65 @@ def test_the_command_says_what_is_not_there(words, sentence, capsys):
     said = capsys.readouterr().err
     assert sentence in said
     assert said.count("\n") == 1 or "reads like this" in said
+
+
+# --- the paper, and rates -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("stream", "setting", "memory", "method", "numbers"),
+    [  # read in the paper's tables once more, by eye
+        ("split-cifar10", "class_incremental", 300, "er", {"a1": 96.73, "a_inf": 34.19, "a_m": 53.72, "bwt": -78.18}),
+        ("split-cifar10", "task_incremental", 500, "metasp-rehsel", {"a1": 97.30, "a_inf": 91.41, "bwt": -7.36}),
+        ("split-cifar100", "class_incremental", 1000, "gmed", {"a1": 87.29, "a_m": 38.69, "bwt": -76.24}),
+        ("split-mini-imagenet", "task_incremental", 500, "gss", {"a_inf": 28.67, "bwt": -28.72}),
+        ("split-cifar10", "class_incremental", 500, "no-clusters", {"a1": 96.60, "a_inf": 38.50, "a_m": 62.38}),
+    ],
+)
+def test_what_the_paper_prints(stream, setting, memory, method, numbers):
+    paper = report.published(stream, setting)
+    rows = paper[(paper["memory"] == memory) & (paper["method"] == method) & (paper["table"] != 5)]
+    rows = rows if len(rows) else paper[(paper["memory"] == memory) & (paper["method"] == method)]
+    found = rows.set_index("measure")["mean"]
+    assert {name: found[name] for name in numbers} == numbers
+
+
+def test_the_papers_tables_are_whole():
+    """Tables 2 and 3: ten methods with two memories and four measures, GDumb with one; two references."""
+    for stream, methods in (("split-cifar10", 9), ("split-cifar100", 9), ("split-mini-imagenet", 7)):
+        for setting in ("class_incremental", "task_incremental"):
+            paper = report.published(stream, setting)
+            assert len(paper[paper["table"] != 5]) == 2 + 2 + methods * 2 * 4
+            assert paper["mean"].between(-100, 100).all()
+            bwt = paper["measure"] == "bwt"
+            assert (paper[bwt]["mean"] < 0).all()
+            assert (paper[~bwt]["mean"] > 0).all()
+    with pytest.raises(ValueError, match="no table of split-mnist class_incremental; give one of: split-cifar10"):
+        report.published("split-mnist", "class_incremental")
+
+
+def test_the_best_rate_is_that_of_the_highest_mean_and_a_gap_leaves_a_method_out():
+    rows = [
+        {"setting": setting, "method": method, "lr": lr, "seed": seed, "a_inf": value + 50 * (setting[0] == "t")}
+        for setting in ("class_incremental", "task_incremental")
+        for method, lr, values in [
+            ("er", 0.1, (50.0, 40.0)),
+            ("er", 0.01, (44.0, 45.0)),
+            ("gem", 0.1, (60.0, float("nan"))),
+            ("gem", 0.01, (10.0, 10.0)),
+            ("hal", 0.1, (10.0, 10.0)),
+            ("hal", 0.01, (10.0, 10.0)),
+        ]
+        for seed, value in enumerate(values)
+    ]
+    assert report.best_rates(pd.DataFrame(rows)) == {"er": 0.1, "hal": 0.01}
+
+
+@pytest.mark.parametrize("grid_name", ["tables-fashion-mnist"])
+def test_the_rates_of_the_tables_are_the_best_of_the_learning_rates(grid_name):
+    """On held-out training images, from seeds that no table uses."""
+    rates = report.best_rates(report.stored(grid_name.replace("tables", "learning-rates")))
+    asked = report.stored(grid_name)
+    assert asked.groupby("method")["lr"].unique().map(list).to_dict() == {name: [lr] for name, lr in rates.items()}
+    tuning = report.stored(grid_name.replace("tables", "learning-rates"))
+    assert not set(tuning["seed"]) & set(asked["seed"])
