@@ -78,6 +78,17 @@ def cost_against_accuracy(ax: Axes, costs: Mapping[str, float], accuracies: Mapp
     ax.set(xscale="log", xlabel="operations of a run, in runs of ER", ylabel="$A_\\infty$ (%)")
 
 
+@typed
+def with_intervals(ax: Axes, bands: Mapping[float | None, Interval], *, color: str, marker: str, label: str) -> None:
+    """Draw means with their intervals over a setting's values; at None, what does not depend on it, as a level line."""
+    rows = np.array(list(bands.values()))
+    if None in bands:
+        ax.axhline(rows[0, 0], color=color, dashes=(4, 3), label=label)
+        ax.axhspan(rows[0, 1], rows[0, 2], color=color, alpha=0.1, linewidth=0)
+    else:
+        ax.errorbar(list(bands), rows[:, 0], _arms(rows), color=color, marker=marker, capsize=3, label=label)
+
+
 def _arms(rows: np.ndarray) -> np.ndarray:
     """Return how far intervals ``(n, 3)`` reach below and above their means, as Matplotlib takes them."""
     return np.stack([rows[:, 0] - rows[:, 1], rows[:, 2] - rows[:, 0]])

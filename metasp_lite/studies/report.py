@@ -76,16 +76,15 @@ def published(stream: str, setting: str) -> pd.DataFrame:
     return found.drop(columns=["stream", "setting"]).reset_index(drop=True)
 
 
-def best_rates(table: pd.DataFrame) -> dict[str, float]:
-    """Return for each method the learning rate with the highest mean A_∞ (class-incremental) over its seeds.
+def rates(table: pd.DataFrame) -> pd.DataFrame:
+    """Return the mean A_∞ (class-incremental) of each method, in rows, at each learning rate, in columns, in per cent.
 
-    ``table`` holds the runs of one stream of a grid that varies ``lr``.  A method of which a run is missing is left
-    out; of equal rates the smallest is taken.
+    ``table`` holds the runs of one stream of a grid that varies ``lr``.  NaN where the run of a seed is missing: at a
+    rate that is too high, training may leave the finite numbers, and then there is no result.
     """
     chosen = table[table["setting"] == "class_incremental"]
-    complete = chosen.groupby("method")["a_inf"].apply(lambda values: values.notna().all())
-    means = chosen.groupby(["method", "lr"], sort=True)["a_inf"].mean().unstack()
-    return {str(name): float(means.loc[name].idxmax()) for name in dict.fromkeys(chosen["method"]) if complete[name]}
+    means = chosen.groupby(["method", "lr"])["a_inf"].agg(lambda values: values.mean(skipna=False)).unstack()
+    return means.loc[list(dict.fromkeys(chosen["method"]))]
 
 
 def parts(table: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:

@@ -49,7 +49,8 @@ def test_an_unknown_benchmark_is_refused_before_anything_runs(capsys, monkeypatc
 
 
 @pytest.mark.parametrize(
-    ("asked", "run"), [([], ["toy 5", "step", "train", "methods"]), (["step"], ["step"]), (["toy", "--seeds", "2"], ["toy 2"])]
+    ("asked", "run"),
+    [([], ["toy 5", "step", "train", "methods"]), (["step"], ["step"]), (["toy", "--seeds", "2"], ["toy 2"])],
 )
 def test_one_command_runs_all_benchmarks_or_those_named(asked, run, monkeypatch, tmp_path):
     ran = []

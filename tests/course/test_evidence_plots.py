@@ -60,3 +60,16 @@ def test_each_method_stands_at_its_cost_and_accuracy():
     assert {text.get_text() for text in ax.texts} == {"er", "joint"}
     with pytest.raises(ValueError, match="gem has a cost or an accuracy, not both"):
         evidence_plots.cost_against_accuracy(ax, {"er": 1.0, "gem": 2.0, "joint": 0.5}, ROWS)
+
+
+def test_a_setting_that_a_method_lacks_is_a_level_line():
+    _, ax = plt.subplots()
+    evidence_plots.with_intervals(ax, {1.0: (5.0, 4.0, 6.5), 2.0: (7.0, 6.0, 8.0)}, color="C0", marker="o", label="a")
+    evidence_plots.with_intervals(ax, {None: (3.0, 2.0, 4.0)}, color="C1", marker="s", label="b")
+    (curve,) = ax.containers
+    assert list(curve.lines[0].get_xdata()) == [1.0, 2.0]
+    np.testing.assert_allclose(_drawn(curve)[1], [[4.0, 6.5], [6.0, 8.0]], atol=1e-12)  # a difference taken back
+    (level,) = [line for line in ax.get_lines() if line.get_label() == "b"]
+    assert list(level.get_ydata()) == [3.0, 3.0]
+    (band,) = ax.patches
+    assert (band.get_y(), band.get_height()) == (2.0, 2.0)
