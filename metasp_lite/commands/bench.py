@@ -1,4 +1,4 @@
-"""What things cost: ``python -m metasp_lite bench [toy] [step] [train] [methods] [peers]``, written to data/results/bench."""
+"""What things cost: ``python -m metasp_lite bench [NAME …]``, written to data/results/bench."""
 
 import argparse
 from collections.abc import Callable, Mapping, Sequence
@@ -31,8 +31,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "benchmarks",
         nargs="*",
         metavar=f"{{{','.join(_ALL)}}}",
-        help="toy: influences; step: a MetaSP step; train: steps a second of training; methods: a run of each method (default: these four); "
-        "peers: other libraries on the toy",
+        help="toy: influences; step: a MetaSP step; train: steps a second of training; methods: a run of each method "
+        "(default: these four); peers: other libraries on the toy",
     )
     parser.add_argument(
         "--seeds", type=int, default=5, help="toy, peers: how many starting weights, 0, 1, … (default 5)"

@@ -130,7 +130,7 @@ def test_the_command_says_what_is_not_there(words, sentence, capsys):
     assert said.count("\n") == 1 or "reads like this" in said
 
 
-# --- the paper, and rates -----------------------------------------------------------------------------------------------
+# --- the paper, and rates ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
