@@ -1,6 +1,7 @@
 """Tables of a grid's runs: ``python -m metasp_lite report GRID``, from stored results and nothing else."""
 
 import argparse
+import io
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,6 +11,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 _FORMATS = ("markdown", "latex", "csv")
+_PICTURES = (".png", ".pdf", ".svg")
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -23,6 +25,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--format", choices=_FORMATS, default="markdown", help="default: markdown")
     parser.add_argument("--out", type=named, metavar="FILE", help="write there in place of printing")
+    parser.add_argument(
+        "--figure",
+        type=named,
+        metavar="FILE",
+        help="draw the differences in A_∞ with their intervals, too: a .png, .pdf or .svg",
+    )
 
 
 def main(arguments: argparse.Namespace) -> int:
@@ -31,8 +39,11 @@ def main(arguments: argparse.Namespace) -> int:
     from metasp_lite.files import require_writable, write_atomically
     from metasp_lite.studies import report
 
-    if arguments.out is not None:
-        require_writable(arguments.out)
+    if arguments.figure is not None and arguments.figure.suffix not in _PICTURES:
+        raise ValueError(f"--figure {arguments.figure}: give the name of a file that ends in {', '.join(_PICTURES)}")
+    for file in (arguments.out, arguments.figure):
+        if file is not None:
+            require_writable(file)
     path = Path(arguments.grid)
     file = path if path.suffix == ".toml" else report.grid_file(arguments.grid)
     folder = arguments.runs or results.RESULTS_DIR / "runs" / file.stem
@@ -42,12 +53,40 @@ def main(arguments: argparse.Namespace) -> int:
     if there == 0:
         raise ValueError(f"{folder} has no run of {file.name}; run python -m metasp_lite grid {file} --out {folder}")
     text = table.to_csv(index=False) if arguments.format == "csv" else _tables(table, arguments)
+    if arguments.figure is not None:
+        write_atomically(arguments.figure, _figure(table, arguments.against, arguments.figure.suffix[1:]))
     if arguments.out is not None:
         write_atomically(arguments.out, text)
         print(f"{there} of {len(known)} runs are there; written to {arguments.out}")
     else:
         print(text, end="")
     return 0
+
+
+def _figure(table: "pd.DataFrame", reference: str, kind: str) -> bytes:
+    """Return a picture with a panel for each stream, setting and size of memory in which ``reference`` is known."""
+    from matplotlib.figure import Figure
+
+    from metasp_lite.course import uses_plots
+    from metasp_lite.studies import report
+
+    panels = {}
+    for title, part in report.parts(table):
+        if reference in set(part.dropna(subset="a_inf")["arm"]):
+            found = report.against(part, reference)[["difference", "low", "high"]].astype(float)
+            panels[title] = dict(zip(found.index, found.itertuples(index=False, name=None), strict=True))
+    panels = {title: rows for title, rows in panels.items() if rows}
+    if not panels:
+        raise ValueError(f"no two arms have runs from the same two seeds, one of them {reference}: nothing to draw")
+    size = (8.5, sum(0.8 + 0.3 * len(rows) for rows in panels.values()))
+    figure = Figure(figsize=size, dpi=150, layout="constrained")
+    axes = figure.subplots(len(panels), squeeze=False)[:, 0]
+    for ax, (title, rows) in zip(axes, panels.items(), strict=True):
+        uses_plots.forest(ax, rows)
+        ax.set(title=title, xlabel=f"A_∞ − that of {reference}, points")
+    content = io.BytesIO()
+    figure.savefig(content, format=kind)
+    return content.getvalue()
 
 
 def _tables(table: "pd.DataFrame", arguments: argparse.Namespace) -> str:

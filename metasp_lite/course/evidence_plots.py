@@ -14,7 +14,7 @@ from metasp_lite.doors import typed
 
 
 @typed
-def rates(ax: Axes, accuracies: pd.DataFrame) -> None:
+def best_of_each_row(ax: Axes, accuracies: pd.DataFrame) -> None:
     """Draw accuracies in per cent, a row a method and a column a learning rate; a frame around the best of each row."""
     sns.heatmap(accuracies, ax=ax, annot=True, fmt=".1f", cmap="viridis", cbar=False)
     ax.grid(visible=False)
@@ -51,13 +51,14 @@ def gain_against_dose(
     ax.axhline(0, color="0.5", linewidth=1)
     at, rows = list(doses), np.array(list(doses.values()))
     ax.errorbar(at, rows[:, 0], _arms(rows), color=BLUE, marker="o", linewidth=1.5, capsize=3)
-    places = max(at) * 1.12 + max(at) * 0.13 * np.arange(len(controls))
-    for place, (name, row), colour in zip(places, controls.items(), [ORANGE, GREEN, BROWN, "0.3"] * 9, strict=False):
+    colours = (ORANGE, GREEN, BROWN, "0.3")
+    for number, (name, row) in enumerate(controls.items()):
+        place, colour = max(at) * (1.12 + 0.13 * number), colours[number % len(colours)]
         ax.errorbar([place], [row[0]], _arms(np.array([row])), color=colour, marker="s", capsize=3)
         ax.annotate(name, (place, row[2]), (0, 5), textcoords="offset points", color=colour, fontsize=8, rotation=60)
     ax.annotate("too small to be detected", (0, -detectable), (2, 3), textcoords="offset points", fontsize=8)
     ax.set_xticks(at, [f"{dose:g}" for dose in at])
-    ax.set(xlabel="dose c (0: plain weights)", ylabel="gain in $A_\\infty$, points")
+    ax.set(xlabel="dose (0: plain weights)", ylabel="gain in $A_\\infty$, points")
 
 
 @typed

@@ -10,6 +10,7 @@ from helpers.tiny_stream import SETTINGS, make_folder
 
 from metasp_lite import __main__, results
 from metasp_lite.continual import grid, plan
+from metasp_lite.course import uses_plots
 from metasp_lite.studies import report
 
 FEW = {name: SETTINGS[name] for name in ("epochs", "batch", "lr", "momentum")}
@@ -113,6 +114,25 @@ def test_the_command_prints_and_writes_tables_in_three_formats(tiny, tmp_path, c
     assert __main__.main([*words, "--format", "csv", "--out", str(tmp_path / "t.csv")]) == 0
     lines = (tmp_path / "t.csv").read_text(encoding="utf-8").splitlines()
     assert len(lines) == 1 + 18
+    for kind, start in {"png": b"\x89PNG", "pdf": b"%PDF", "svg": b"<?xml"}.items():
+        path = tmp_path / f"t.{kind}"
+        assert __main__.main([*words, "--figure", str(path)]) == 0
+        assert path.read_bytes().startswith(start)
+
+
+def test_the_figure_has_a_panel_for_each_table_and_the_differences_in_it(tiny, monkeypatch, tmp_path):
+    file, out, _ = tiny
+    drawn = []
+    monkeypatch.setattr(uses_plots, "forest", lambda ax, rows: drawn.append(rows))
+    assert (
+        __main__.main(["report", str(file), "--runs", str(out), "--against", "er", "--figure", str(tmp_path / "t.png")])
+        == 0
+    )
+    for (_, part), rows in zip(report.parts(report.runs(file, out)), drawn, strict=True):
+        found = report.against(part, "er")
+        assert list(rows) == list(found.index) == ["fine-tune", "half"]
+        for arm, row in rows.items():
+            assert row == tuple(found.loc[arm, ["difference", "low", "high"]])
 
 
 @pytest.mark.parametrize(
@@ -120,6 +140,10 @@ def test_the_command_prints_and_writes_tables_in_three_formats(tiny, tmp_path, c
     [
         (["nothing"], "there is no grid 'nothing' in"),
         (["nothing.toml"], "nothing.toml cannot be read"),
+        (
+            ["selection-fashion-mnist", "--figure", "t.docx"],
+            "--figure t.docx: give the name of a file that ends in .png",
+        ),
         (["selection-fashion-mnist", "--runs", "nowhere"], "nowhere has no run of selection-fashion-mnist.toml; run"),
     ],
 )
