@@ -24,7 +24,7 @@ from metasp_lite.calculus.checks import (
 )
 from metasp_lite.calculus.forward import has_no_rule, outputs_at, plain_gradient
 from metasp_lite.calculus.labels import LossFunction, cross_entropy, require_labels
-from metasp_lite.calculus.parameters import pieces, require_theta, require_vector, trained_shapes
+from metasp_lite.calculus.parameters import pieces, require_places, require_theta, require_vector, trained_shapes
 from metasp_lite.doors import typed
 
 Examples = tuple[Tensor, Tensor]  # inputs (n, …) and labels (n,)
@@ -94,6 +94,9 @@ class ExampleLosses:
         """Return the losses ``(n,)`` at θ, or ``(B,)`` of the examples in ``index (B,)``.
 
         The first call looks at a few of them (``require``).
+
+        Raises:
+            ValueError: as ``require``; when ``index`` is not at least one place among the n.
         """
         if not self._seen and can_be_looked_at(theta, self.inputs, self.labels):
             with torch._C.DisableTorchFunction():  # a tape that records this call does not see the look
@@ -118,8 +121,11 @@ class ExampleLosses:
             )
         self._seen = True
 
+    @typed
     def outputs(self, theta: Tensor, index: Tensor | None = None) -> Tensor:
-        """Return the network's outputs at θ ``(n, …)``, or of the examples in ``index (B,)``."""
+        """Return the network's outputs at θ ``(n, …)``, or of the examples in ``index (B,)``; raises as ``()``."""
+        if index is not None:
+            require_places(index, len(self), "index")
         return outputs_at(self.model, self.unflatten(theta), self.inputs if index is None else self.inputs[index])
 
     def _at(self, theta: Tensor, index: Tensor | None = None) -> Tensor:
@@ -143,7 +149,7 @@ class SingleLoss:
         if loss.shape not in ((), (1,)):
             raise ValueError(f"the loss has a value of shape {tuple(loss.shape)}: give one number, a mean loss, say")
         losses = loss.view(1)
-        return losses if index is None else losses[index]
+        return losses if index is None else losses[require_places(index, 1, "index")]
 
 
 _AnyLosses = TypeVar("_AnyLosses", bound=Losses, covariant=True)

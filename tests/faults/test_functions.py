@@ -1,5 +1,6 @@
 """What the doors of the rooms above ``calculus`` refuse, and those of ``networks`` and ``images``."""
 
+import dataclasses
 import math
 from functools import cache
 from pathlib import Path
@@ -34,8 +35,12 @@ from helpers.small_stages import small_stages
 from metasp_lite import images, networks, results
 from metasp_lite.calculus import Curvature, minimise, solvers
 from metasp_lite.continual import Learner, presets, streams, summarise, train
+from metasp_lite.continual.grid import run_all
 from metasp_lite.continual.learner import Recipe
+from metasp_lite.continual.methods import METHODS
 from metasp_lite.continual.methods.base import MemorySettings
+from metasp_lite.continual.request import check, check_on
+from metasp_lite.continual.run import Run
 from metasp_lite.course import LiveCurves, approximation_plots, plots, problems, step_plots, training_plots
 from metasp_lite.course.two_stages import Setup
 from metasp_lite.influence import (
@@ -141,6 +146,20 @@ SET = {name: f"{name}|label" for name in ("batch", "old", "new")}
 @cache
 def stream():
     return noise_stream()
+
+
+def run(method="fine-tune", **changed):
+    made_from = streams.StreamSettings("noise", 2)
+    return Run(made_from, Recipe("mlp", epochs=1), method, METHODS[method].Settings(**changed), seed=1)
+
+
+def other_streams():
+    """Cut from other images, or made with other settings than the run has."""
+    changes = {"data": "mnist", "per_class": 3, "size": 9, "padding": 1, "flip": True, "class_seed": 1, "wrong": 0.1}
+    made = {f"other {name}": dataclasses.replace(run().stream, **{name: value}) for name, value in changes.items()}
+    return {name: dataclasses.replace(stream(), made_from=settings) for name, settings in made.items()} | {
+        "of its own": stream()
+    }
 
 
 def image_set(**changed):
@@ -605,9 +624,12 @@ LEARNT = {
             "seed": {**NO_SEED, "huge": 2**63},
             "profile": {k: v for k, v in NO_WORD.items() if k != "none"},
             "memory": {k: v for k, v in {**NO_COUNT, "huge": 2**31}.items() if k != "none"},
-            "overrides": {"text": "x", "number": 3, "list": ["lr"]},
+            "overrides": {
+                **{"text": "x", "number": 3, "list": ["lr"], "underscore": {"padding": "1_0"}},
+                **{"underscore in a fraction": {"lr": "0.1_0"}, "another script's digit": {"batch": "\u0664"}},
+            },
         },
-        says={"method": "method"},
+        says={"method": "method", "overrides": "overrides|padding=1_0|lr=0.1_0|batch=\u0664"},
     ),
     "names": Door(presets.names, lambda: {"method": "er"}, lambda: {"method": NO_WORD}),
     "make": Door(streams.make, dict, lambda: {"chosen": NO_OBJECT, "device": {"number": 1.5}}, costs=True),
@@ -646,13 +668,51 @@ LEARNT = {
     "Learner": Door(
         Learner,
         lambda: {"stream": stream(), "recipe": Recipe("mlp", epochs=1), "seed": 1},
-        lambda: {"stream": NO_OBJECT, "recipe": NO_OBJECT, "seed": WRONG_TYPE | {"fraction": 2.5, "truth": True}},
+        lambda: {"stream": NO_OBJECT, "recipe": NO_OBJECT, "seed": {**NO_SEED, "huge": 2**63}},
     ),
     "train": Door(
         train,
-        dict,
-        lambda: {"run": NO_OBJECT},
+        lambda: {"run": run(), "out": STORED, "stream": dataclasses.replace(stream(), made_from=run().stream)},
+        lambda: {
+            "run": NO_OBJECT,
+            "out": NO_PATH,
+            "stream": {k: v for k, v in NO_OBJECT.items() if k != "none"} | other_streams(),
+            "checkpoint_seconds": {k: v for k, v in NO_NONNEGATIVE.items() if k != "inf"},
+            "threads": {k: v for k, v in {**NO_COUNT, "huge": 10**6}.items() if k != "none"},
+            "watch": {"text": "x", "number": 3},
+            "progress_bar": {k: v for k, v in NO_TRUTH.items() if k != "none"},
+            "wait": NO_NONNEGATIVE,
+        },
         costs=True,
+    ),
+    "check_on": Door(
+        check_on,
+        lambda: {"run": run("er-late", memory=12, memory_batch=4), "stream": stream()},
+        lambda: {"run": {"without trusted examples": run("er-late", memory=12, memory_batch=4, rehearse_trusted=True)}},
+        says={"run": "rehearse_trusted"},
+    ),
+    "check": Door(
+        check,
+        lambda: {"run": run("mir", memory=12, memory_batch=4)},
+        lambda: {
+            "run": {
+                "more candidates than memory": run("mir", memory=12, memory_batch=4, candidates=13),
+                "more compared than memory": run("gss", memory=12, memory_batch=4, compared=13),
+                "larger batch than memory": run("er", memory=12, memory_batch=13),
+            }
+        },
+        says={"run": "candidates=13|compared=13|memory_batch=13"},
+    ),
+    "run_all": Door(
+        run_all,
+        lambda: {"chosen": []},
+        lambda: {
+            "chosen": {k: v for k, v in NO_OBJECT.items() if k != "list"},
+            "workers": NO_COUNT,
+            "dask": {"number": 3, "bytes": b"x"},
+            "checkpoint_seconds": {k: v for k, v in NO_NONNEGATIVE.items() if k != "inf"},
+            "progress_bar": {k: v for k, v in NO_TRUTH.items() if k != "none"},
+        },
     ),
 }
 
