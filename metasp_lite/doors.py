@@ -85,7 +85,9 @@ def typed(function: _F) -> _F:
 
     @functools.cache
     def wanted() -> dict[str, tuple[_Test, str]]:  # at the first call: some annotations name what comes later in a file
-        hints = typing.get_type_hints(function, include_extras=True)
+        # without what it returns, which may be a type of something that takes long to import
+        taken = types.SimpleNamespace(__annotations__={k: v for k, v in function.__annotations__.items() if k in names})
+        hints = typing.get_type_hints(taken, function.__globals__, include_extras=True)
         found = {name: _test_of(hints[name]) for name in names if name in hints}
         return {name: test for name, test in found.items() if test is not None}
 
