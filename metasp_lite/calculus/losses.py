@@ -79,7 +79,7 @@ class ExampleLosses:
             require_labels(labels, loss)
         self.model, self.inputs, self.labels, self.loss = model, inputs, labels, loss
         self._shapes = trained_shapes(model)
-        self._seen = False  # whether these losses have been looked at
+        self._seen: torch.dtype | None = None  # that of the θ at which these losses have been looked at
 
     def __len__(self) -> int:
         """Return n, the number of examples."""
@@ -93,12 +93,12 @@ class ExampleLosses:
     def __call__(self, theta: Tensor, index: Tensor | None = None) -> Tensor:
         """Return the losses ``(n,)`` at θ, or ``(B,)`` of the examples in ``index (B,)``.
 
-        The first call looks at a few of them (``require``).
+        The first call with a θ of its dtype looks at a few of them (``require``).
 
         Raises:
             ValueError: as ``require``; when ``index`` is not at least one place among the n.
         """
-        if not self._seen and can_be_looked_at(theta, self.inputs, self.labels):
+        if self._seen != theta.dtype and can_be_looked_at(theta, self.inputs, self.labels):
             with torch._C.DisableTorchFunction():  # a tape that records this call does not see the look
                 self.require(theta)
         return self._at(theta, index)
@@ -119,7 +119,7 @@ class ExampleLosses:
                 "the model writes into its parameters at every call (max_norm of an embedding?): the losses are those "
                 "of another θ; take that out of its forward pass"
             )
-        self._seen = True
+        self._seen = theta.dtype
 
     @typed
     def outputs(self, theta: Tensor, index: Tensor | None = None) -> Tensor:

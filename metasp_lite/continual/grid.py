@@ -51,6 +51,8 @@ def run_all(
         OSError: the same, where a file or folder is in the way.
     """
     check_checkpoint_seconds(checkpoint_seconds)
+    if strangers := [job for job in chosen if not isinstance(job, Job)]:
+        raise ValueError(f"chosen has a {type(strangers[0]).__name__}; give the jobs that plan.read_grid returns")
     outcomes = {job.name: Outcome(job, "skipped") for job in chosen if _finished(job)}
     todo = [job for job in chosen if job.name not in outcomes]
     _require_possible(todo)

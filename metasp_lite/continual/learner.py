@@ -175,7 +175,15 @@ def shuffled(index: Tensor, size: int, generator: torch.Generator) -> list[Tenso
 
 @typed
 def rehearse(learner: Learner, batch: Batch, images: Tensor, labels: Tensor) -> Examples:
-    """Join new examples and uint8 ``images`` from the memory into one set of inputs and labels, new first."""
+    """Join new examples and ``images (k, C, H, W)`` from the memory, on the scale of pixels, new first.
+
+    Returns inputs and labels ``(B+k, …)``.
+
+    Raises:
+        ValueError: when images and ``labels (k,)`` differ in number.
+    """
+    if len(images) != len(labels):
+        raise ValueError(f"{len(images)} images and {len(labels)} labels from the memory; give as many of both")
     return torch.cat([batch.inputs, learner.replayed(images)]), torch.cat([batch.labels, labels])
 
 

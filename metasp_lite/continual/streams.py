@@ -9,7 +9,7 @@ from torch import Tensor
 
 from metasp_lite import settings
 from metasp_lite.continual.fields import check_types
-from metasp_lite.continual.wrong_labels import KINDS, wrong_labels
+from metasp_lite.continual.wrong_labels import check_wrong, wrong_labels
 from metasp_lite.doors import Seed, typed
 from metasp_lite.files import utf8
 from metasp_lite.images import sets, sources
@@ -46,14 +46,9 @@ class StreamSettings:
                 raise ValueError(f"{name}={value} must be at least 1")
         if self.padding < 0:
             raise ValueError(f"padding={self.padding} must be 0 pixels or more")
-        if not 0 <= self.wrong <= 1:
-            raise ValueError(f"wrong={self.wrong} must be a share from 0 to 1")
-        if self.wrong_by not in KINDS:
-            raise ValueError(f"wrong_by={self.wrong_by!r} does not exist; give one of: {', '.join(KINDS)}")
+        check_wrong(self.wrong, self.wrong_by, self.wrong_seed, self.trusted)
         if self.wrong and self.classes_per_task < 2:
             raise ValueError(f"wrong={self.wrong}: a task of one class has no wrong label; give more classes_per_task")
-        if self.trusted < 0 or not 0 <= self.wrong_seed < 2**63:
-            raise ValueError(f"trusted={self.trusted} and wrong_seed={self.wrong_seed} must be 0 or more")
         if self.class_seed is not None and not 0 <= self.class_seed < 2**63:
             raise ValueError(f"class_seed={self.class_seed} must be 0 or more, and below 2**63, or none")
 
@@ -113,7 +108,8 @@ def split(
 
     Raises:
         ValueError: when the classes do not divide into tasks, when a class has fewer images, none to test or none left
-            to train on, or when train and test have other classes or images of another shape.
+            to train on, when train and test have other classes or images of another shape, or for a share, a kind, a
+            seed or a count that cannot be.
     """
     count = len(train.classes)
     if classes_per_task < 1 or count % classes_per_task:
@@ -122,6 +118,7 @@ def split(
     if train.classes != test.classes:
         raise ValueError(f"{train.name} has other classes in its test split; both splits need the same folders")
     _require_alike(train, test)
+    check_wrong(wrong, wrong_by, wrong_seed, trusted)
     device = settings.device(device)
     draw = torch.Generator().manual_seed(seed) if seed is not None else None
     order = torch.arange(count) if draw is None else torch.randperm(count, generator=draw)

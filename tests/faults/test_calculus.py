@@ -57,7 +57,8 @@ def theta():
 
 def like_theta():
     """Derivatives at a θ of NaN are NaN; they are refused where an influence or an optimum is made of them."""
-    return {bad: value for bad, value in no_vector_like(theta()).items() if bad not in ("nan", "inf")}
+    values = {bad: value for bad, value in no_vector_like(theta()).items() if bad not in ("nan", "inf")}
+    return values | {"another dtype": theta().float()}
 
 
 def no_index(n):
@@ -154,7 +155,7 @@ DOORS = {
         lambda theta, index=None: losses().outputs(theta, index),
         lambda: {"theta": theta()},
         lambda: {"theta": {k: v for k, v in like_theta().items() if k not in ("integers",)}, "index": no_index(40)},
-        says={"theta": "θ|theta"},
+        says={"theta": "θ|theta|network with parameters of"},
     ),
     "objective-at": Door(
         lambda theta, index=None: problem()[0](theta, index),
