@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 _F = TypeVar("_F", bound=Callable[..., Any])
+_Number = TypeVar("_Number", int, float)
 _Test = Callable[[Any], bool]
 _MISSING = object()
 _WORDS: dict[Any, str] = {
@@ -35,6 +36,17 @@ _WORDS: dict[Any, str] = {
 
 class WrongTypeError(TypeError, ValueError):
     """An argument of another type than its function declares."""
+
+
+def number_in(text: str, kind: type[_Number]) -> _Number:
+    """Return the number that a text is; ``int`` and ``float`` alone also take 1_0 for ten, and other scripts' digits.
+
+    Raises:
+        ValueError: when it is none.
+    """
+    if "_" in text or not text.isascii():
+        raise ValueError(f"{text!r} is no number; write it in the digits 0 to 9 alone")
+    return kind(text)
 
 
 @dataclass(frozen=True)
@@ -73,7 +85,9 @@ def typed(function: _F) -> _F:
 
     @functools.cache
     def wanted() -> dict[str, tuple[_Test, str]]:  # at the first call: some annotations name what comes later in a file
-        hints = typing.get_type_hints(function, include_extras=True)
+        # without what it returns, which may be a type of something that takes long to import
+        taken = types.SimpleNamespace(__annotations__={k: v for k, v in function.__annotations__.items() if k in names})
+        hints = typing.get_type_hints(taken, function.__globals__, include_extras=True)
         found = {name: _test_of(hints[name]) for name in names if name in hints}
         return {name: test for name, test in found.items() if test is not None}
 

@@ -1,5 +1,6 @@
 """Stored results: one JSON file each, an object or a list of them, with what is needed to obtain it again."""
 
+import errno
 import functools
 import hashlib
 import json
@@ -57,7 +58,12 @@ def write(path: Path, result: Mapping[str, object] | Sequence[Mapping[str, objec
         raise ValueError(
             f"{path}: the result cannot be written as JSON ({error}); give numbers, texts, lists and mappings"
         ) from error
-    write_atomically(path, content)
+    try:
+        write_atomically(path, content)
+    except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
+        number, reason = (error.errno, error.strerror) if isinstance(error, OSError) else (errno.EINVAL, error)
+        said = f"the result cannot be written ({reason}); permit it, or give another place"
+        raise OSError(number, said, str(path)) from error
 
 
 def place(name: str) -> Path:

@@ -1,5 +1,6 @@
 """A network as a function of its parameters, by kernels that torch can differentiate twice and in every mode."""
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
@@ -8,15 +9,29 @@ from torch import Tensor, nn
 from torch.backends import cuda, mha
 from torch.func import functional_call
 
+_MISFIT = re.compile(r"same dtype|cannot be multiplied|to have \d+ channels|Input type .* same|[Ee]xpected \dD")
+
 
 def outputs_at(model: nn.Module, parameters: Mapping[str, Tensor], inputs: Tensor) -> Tensor:
     """Return the model's outputs for ``inputs (n, …)`` with ``parameters`` (and buffers, if any) in place of its own.
 
     Attention is computed by its formula: torch's fused kernels have no second derivative, or a wrong one, and its "fast
     path" for encoder layers in evaluation mode has none at all.
+
+    Raises:
+        ValueError: when the network cannot take inputs of this shape or dtype, with torch's reason.
     """
-    with _plain_attention():
-        return functional_call(model, dict(parameters), (inputs,))
+    try:
+        with _plain_attention():
+            return functional_call(model, dict(parameters), (inputs,))
+    except RuntimeError as error:
+        if not _MISFIT.search(str(error)):
+            raise
+        kinds = ", ".join(sorted({str(each.dtype) for each in parameters.values() if each.is_floating_point()}))
+        raise ValueError(
+            f"the network with parameters of {kinds} cannot take inputs of shape {tuple(inputs.shape)} and "
+            f"{inputs.dtype} ({str(error).splitlines()[0]}); give inputs in the shape and dtype that it takes"
+        ) from error
 
 
 @contextmanager

@@ -24,7 +24,7 @@ from metasp_lite.calculus.checks import (
 )
 from metasp_lite.calculus.forward import has_no_rule, outputs_at, plain_gradient
 from metasp_lite.calculus.labels import LossFunction, cross_entropy, require_labels
-from metasp_lite.calculus.parameters import pieces, require_theta, require_vector, trained_shapes
+from metasp_lite.calculus.parameters import pieces, require_places, require_theta, require_vector, trained_shapes
 from metasp_lite.doors import typed
 
 Examples = tuple[Tensor, Tensor]  # inputs (n, …) and labels (n,)
@@ -79,7 +79,7 @@ class ExampleLosses:
             require_labels(labels, loss)
         self.model, self.inputs, self.labels, self.loss = model, inputs, labels, loss
         self._shapes = trained_shapes(model)
-        self._seen = False  # whether these losses have been looked at
+        self._seen: torch.dtype | None = None  # that of the θ at which these losses have been looked at
 
     def __len__(self) -> int:
         """Return n, the number of examples."""
@@ -93,9 +93,12 @@ class ExampleLosses:
     def __call__(self, theta: Tensor, index: Tensor | None = None) -> Tensor:
         """Return the losses ``(n,)`` at θ, or ``(B,)`` of the examples in ``index (B,)``.
 
-        The first call looks at a few of them (``require``).
+        The first call with a θ of its dtype looks at a few of them (``require``).
+
+        Raises:
+            ValueError: as ``require``; when ``index`` is not at least one place among the n.
         """
-        if not self._seen and can_be_looked_at(theta, self.inputs, self.labels):
+        if self._seen != theta.dtype and can_be_looked_at(theta, self.inputs, self.labels):
             with torch._C.DisableTorchFunction():  # a tape that records this call does not see the look
                 self.require(theta)
         return self._at(theta, index)
@@ -116,10 +119,13 @@ class ExampleLosses:
                 "the model writes into its parameters at every call (max_norm of an embedding?): the losses are those "
                 "of another θ; take that out of its forward pass"
             )
-        self._seen = True
+        self._seen = theta.dtype
 
+    @typed
     def outputs(self, theta: Tensor, index: Tensor | None = None) -> Tensor:
-        """Return the network's outputs at θ ``(n, …)``, or of the examples in ``index (B,)``."""
+        """Return the network's outputs at θ ``(n, …)``, or of the examples in ``index (B,)``; raises as ``()``."""
+        if index is not None:
+            require_places(index, len(self), "index")
         return outputs_at(self.model, self.unflatten(theta), self.inputs if index is None else self.inputs[index])
 
     def _at(self, theta: Tensor, index: Tensor | None = None) -> Tensor:
@@ -143,7 +149,7 @@ class SingleLoss:
         if loss.shape not in ((), (1,)):
             raise ValueError(f"the loss has a value of shape {tuple(loss.shape)}: give one number, a mean loss, say")
         losses = loss.view(1)
-        return losses if index is None else losses[index]
+        return losses if index is None else losses[require_places(index, 1, "index")]
 
 
 _AnyLosses = TypeVar("_AnyLosses", bound=Losses, covariant=True)

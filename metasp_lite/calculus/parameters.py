@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from metasp_lite.calculus.checks import can_be_looked_at
 from metasp_lite.doors import typed
 
 
@@ -96,10 +97,15 @@ def require_places(places: Tensor, n: int, what: str) -> Tensor:
     """Return ``places`` unchanged.
 
     Raises:
-        ValueError: when they are not one or more places among n, as an int64 vector; names ``what``.
+        ValueError: when they are not one or more places among n, as an int64 vector; names ``what``.  Where vmap maps
+            over them, their numbers cannot be looked at.
     """
+    if not isinstance(places, Tensor):
+        raise ValueError(f"{what} is a {type(places).__name__}: give places as an int64 tensor (k,)")
     if places.dim() != 1 or places.dtype != torch.int64:
         raise ValueError(f"{what} has the shape {tuple(places.shape)} and {places.dtype}: give places as int64 (k,)")
+    if not can_be_looked_at(places):
+        return places
     if len(places) == 0 or int(places.min()) < 0 or int(places.max()) >= n:
         raise ValueError(f"{what} must hold one place or more between 0 and {n - 1}, not {places.tolist()[:20]}")
     return places

@@ -3,7 +3,7 @@
 import argparse
 from collections.abc import Callable, Mapping, Sequence
 
-from metasp_lite.commands.options import require_known
+from metasp_lite.commands.options import require_known, whole
 
 _BENCHMARKS = ("toy", "step", "train", "methods")
 _ALL = (*_BENCHMARKS, "peers")  # peers only where it is named: it needs other libraries
@@ -35,7 +35,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "(default: these four); peers: other libraries on the toy",
     )
     parser.add_argument(
-        "--seeds", type=int, default=5, help="toy, peers: how many starting weights, 0, 1, … (default 5)"
+        "--seeds", type=whole, default=5, help="toy, peers: how many starting weights, 0, 1, … (default 5)"
     )
 
 

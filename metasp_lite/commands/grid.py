@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from metasp_lite import settings
-from metasp_lite.commands.options import named
+from metasp_lite.commands.options import named, number, whole
 
 if TYPE_CHECKING:
     from metasp_lite.continual.grid import Outcome
@@ -19,13 +19,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", type=named, metavar="FILE.toml")
     parser.add_argument("--out", type=named, required=True, metavar="DIR", help="each run gets a folder in it")
     where = parser.add_mutually_exclusive_group()
-    where.add_argument("--workers", type=int, metavar="N", help="processes (default: one a core; one with a GPU)")
+    where.add_argument("--workers", type=whole, metavar="N", help="processes (default: one a core; one with a GPU)")
     where.add_argument(
         "--dask", metavar="ADDRESS", help="a scheduler's, tcp://…; its workers (--nthreads 1) must see DIR and the data"
     )
-    parser.add_argument("--threads", type=int, default=1, metavar="N", help="of each run (default: 1)")
+    parser.add_argument("--threads", type=whole, default=1, metavar="N", help="of each run (default: 1)")
     parser.add_argument(
-        "--checkpoint-seconds", type=float, default=60.0, metavar="S", help="default: 60; 0: after every epoch"
+        "--checkpoint-seconds", type=number, default=60.0, metavar="S", help="default: 60; 0: after every epoch"
     )
 
 

@@ -5,6 +5,7 @@ from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from metasp_lite import settings
+from metasp_lite.doors import number_in
 
 
 def named(text: str) -> Path:
@@ -19,6 +20,34 @@ def named(text: str) -> Path:
     if str(path).startswith("~"):
         raise argparse.ArgumentTypeError(f"there is no home folder for {text}; a folder of that name is ./{text}")
     return path
+
+
+def whole(text: str) -> int:
+    """Return the whole number that an option gives.
+
+    Raises:
+        argparse.ArgumentTypeError: when it is none.
+    """
+    try:
+        return number_in(text, int)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{_short(text)} is no whole number; write it in digits, as 12") from error
+
+
+def number(text: str) -> float:
+    """Return the number that an option gives.
+
+    Raises:
+        argparse.ArgumentTypeError: when it is none.
+    """
+    try:
+        return number_in(text, float)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{_short(text)} is no number; write it in digits, as 12 or 0.5") from error
+
+
+def _short(text: str) -> str:
+    return repr(text) if len(text) <= 60 else f"{text[:57]!r}..."
 
 
 def require_known(asked: Iterable[str], known: Collection[str], what: str) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from metasp_lite import settings
-from metasp_lite.commands.options import named
+from metasp_lite.commands.options import named, number, whole
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -17,18 +17,18 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--list", action=_List, help="name the streams, the methods and their settings, and stop")
     parser.add_argument("--stream", required=True, metavar="NAME", help="a stream's name, or a folder of images")
     parser.add_argument("--method", required=True, metavar="NAME")
-    parser.add_argument("--memory", type=int, metavar="N", help="stored examples (default: the stream's)")
-    parser.add_argument("--seed", type=int, default=1231, metavar="N", help="default: 1231, the first of the paper's")
+    parser.add_argument("--memory", type=whole, metavar="N", help="stored examples (default: the stream's)")
+    parser.add_argument("--seed", type=whole, default=1231, metavar="N", help="default: 1231, the first of the paper's")
     parser.add_argument("--out", type=named, required=True, metavar="DIR", help="checkpoint.pt, at the end result.json")
     parser.add_argument(
         "--set", action="append", default=[], metavar="NAME=VALUE", help="a setting of stream, recipe or method"
     )
     parser.add_argument(
-        "--threads", type=int, metavar="N", help="with another number sums round differently (default: torch's)"
+        "--threads", type=whole, metavar="N", help="with another number sums round differently (default: torch's)"
     )
     parser.add_argument("--profile", choices=settings.PROFILES, help="default: METASP_PROFILE, else lite")
     parser.add_argument(
-        "--checkpoint-seconds", type=float, default=60.0, metavar="S", help="default: 60; 0: after every epoch"
+        "--checkpoint-seconds", type=number, default=60.0, metavar="S", help="default: 60; 0: after every epoch"
     )
 
 

@@ -17,6 +17,7 @@ from metasp_lite.continual.run import finished, identity
 from metasp_lite.continual.streams import Stream, StreamSettings
 from metasp_lite.continual.training import check_checkpoint_seconds, computing_with, train
 from metasp_lite.continual.workers import pool
+from metasp_lite.doors import Count, typed
 from metasp_lite.memory import forget_peak
 
 _ONE_RUN = threading.Lock()  # a network's first weights come from torch's one global generator: no two runs in threads
@@ -31,10 +32,11 @@ class Outcome:
     error: str = ""
 
 
+@typed
 def run_all(
     chosen: Sequence[Job],
     *,
-    workers: int = 1,
+    workers: Count = 1,
     dask: str | None = None,
     checkpoint_seconds: float = 60.0,
     progress_bar: bool | None = None,
@@ -49,8 +51,8 @@ def run_all(
         OSError: the same, where a file or folder is in the way.
     """
     check_checkpoint_seconds(checkpoint_seconds)
-    if workers < 1:
-        raise ValueError(f"workers={workers} must be at least 1")
+    if strangers := [job for job in chosen if not isinstance(job, Job)]:
+        raise ValueError(f"chosen has a {type(strangers[0]).__name__}; give the jobs that plan.read_grid returns")
     outcomes = {job.name: Outcome(job, "skipped") for job in chosen if _finished(job)}
     todo = [job for job in chosen if job.name not in outcomes]
     _require_possible(todo)

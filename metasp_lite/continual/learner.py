@@ -14,7 +14,7 @@ from metasp_lite.calculus.losses import Examples
 from metasp_lite.continual.draws import Draws
 from metasp_lite.continual.fields import check_types
 from metasp_lite.continual.streams import Stream, Task
-from metasp_lite.doors import typed
+from metasp_lite.doors import Seed, typed
 from metasp_lite.networks import NETWORKS
 
 
@@ -72,7 +72,7 @@ class Learner:
     """The network in training.  Methods read all of it and change the network through ``descend`` or ``apply``."""
 
     @typed
-    def __init__(self, stream: Stream, recipe: Recipe, seed: int) -> None:
+    def __init__(self, stream: Stream, recipe: Recipe, seed: Seed) -> None:
         """Build the network and the optimiser; ``seed`` decides the first weights and every draw of the run."""
         self.stream, self.recipe, self.seed = stream, recipe, seed
         self.draws = Draws.of(seed)
@@ -175,7 +175,15 @@ def shuffled(index: Tensor, size: int, generator: torch.Generator) -> list[Tenso
 
 @typed
 def rehearse(learner: Learner, batch: Batch, images: Tensor, labels: Tensor) -> Examples:
-    """Join new examples and uint8 ``images`` from the memory into one set of inputs and labels, new first."""
+    """Join new examples and ``images (k, C, H, W)`` from the memory, on the scale of pixels, new first.
+
+    Returns inputs and labels ``(B+k, …)``.
+
+    Raises:
+        ValueError: when images and ``labels (k,)`` differ in number.
+    """
+    if len(images) != len(labels):
+        raise ValueError(f"{len(images)} images and {len(labels)} labels from the memory; give as many of both")
     return torch.cat([batch.inputs, learner.replayed(images)]), torch.cat([batch.labels, labels])
 
 

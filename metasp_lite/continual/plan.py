@@ -14,6 +14,7 @@ from metasp_lite.continual import presets
 from metasp_lite.continual.methods.base import MemorySettings
 from metasp_lite.continual.run import Run
 from metasp_lite.continual.training import check_threads
+from metasp_lite.doors import typed
 from metasp_lite.settings import Profile
 
 _T = TypeVar("_T")
@@ -32,6 +33,7 @@ class Job:
     command: str  # does the same alone
 
 
+@typed
 def read_grid(path: Path, out: Path, threads: int = 1) -> list[Job]:
     """Return the runs that a TOML file asks for, each with its own folder below ``out``, on so many threads.
 
@@ -54,6 +56,7 @@ def read_grid(path: Path, out: Path, threads: int = 1) -> list[Job]:
         raise ValueError(f"{path}: {error}") from error
 
 
+@typed
 def jobs(description: Mapping[str, object], out: Path, threads: int = 1) -> list[Job]:
     """Return the product of what ``description`` lists, as ``settings.GRID_EXAMPLE`` shows; without memory one."""
     grid = _read(description)

@@ -13,7 +13,7 @@ from metasp_lite.continual.learner import Recipe
 from metasp_lite.continual.methods.base import Method, MethodSettings
 from metasp_lite.continual.run import Run
 from metasp_lite.continual.streams import StreamSettings
-from metasp_lite.doors import typed
+from metasp_lite.doors import number_in, typed
 from metasp_lite.settings import Profile
 
 _Part = StreamSettings | Recipe | MethodSettings  # of a run
@@ -134,7 +134,7 @@ def _read(value: object, kind: type) -> object:
         if kind is bool:
             return {"true": True, "false": False}.get(value.lower())
         try:
-            return kind(value)
+            return number_in(value, kind)
         except ValueError:
             return None
     if isinstance(value, bool):

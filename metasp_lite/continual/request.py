@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import nn
 
+from metasp_lite.continual.methods import METHODS
 from metasp_lite.continual.methods.base import MemorySettings
 from metasp_lite.continual.run import Run
 from metasp_lite.continual.streams import Stream
@@ -15,7 +16,7 @@ from metasp_lite.networks import NETWORKS
 
 _JOINED = ("er", "hal", "gss")  # methods that train on new and remembered examples together, from the second step on
 _ON_MEMORY = ("gem", "a-gem", "gdumb", "hal")  # … also on remembered examples alone
-_FROM_MEMORY = ("memory_batch", "compared", "validation")  # settings: so many stored examples are drawn
+_FROM_MEMORY = ("memory_batch", "candidates", "compared", "validation")  # settings: so many stored examples are drawn
 _LARGEST_SIDE = 128  # of an image, up to which a size that a network takes is looked for
 SINGLE = "Expected more than 1 value per channel"  # how torch's batch-norm refuses one value
 
@@ -36,14 +37,37 @@ def check(run: Run) -> None:
         _require_compiler()
 
 
-def check_on(run: Run, stream: Stream) -> None:
-    """Ask of the images, the network, the memory and the machine together.
+def require_own(run: Run, stream: Stream) -> None:
+    """Refuse a stream that was not made from the run's settings: its result would stand under another's name.
 
     Raises:
-        ValueError: when the network cannot take the images; when the memory is larger than what there is to store; when
+        ValueError: then; names what differs.
+    """
+    there = stream.made_from
+    if there is None:
+        raise ValueError(
+            f"the stream {stream.name} was cut from images of its own, and the run is on {run.stream.data}; "
+            "give streams.make(run.stream), or leave the stream out"
+        )
+    for field in dataclasses.fields(there):
+        theirs, own = getattr(there, field.name), getattr(run.stream, field.name)
+        if theirs != own:
+            raise ValueError(
+                f"the stream was made with {field.name}={theirs!r}, and the run has {field.name}={own!r}; "
+                "give streams.make(run.stream), or leave the stream out"
+            )
+
+
+def check_on(run: Run, stream: Stream) -> None:
+    """Ask of the method, the images, the network, the memory and the machine together.
+
+    Raises:
+        ValueError: when the method cannot learn the stream with its settings (``Method.check``); when the network
+            cannot take the images; when the memory is larger than what there is to store; when
             a batch has a single example that batch-norm cannot train on; when the images of a step do not fit into the
             memory that is free.
     """
+    METHODS[run.method].check(stream, run.settings)
     shape, largest = tuple(stream.images.shape[1:]), max(len(task.train) for task in stream.tasks)
     count = min(run.recipe.batch, largest)
     if isinstance(run.settings, MemorySettings):

@@ -1,5 +1,6 @@
 """Data sets cut into tasks, one after another: what a continual learner trains on."""
 
+import dataclasses
 import hashlib
 from dataclasses import dataclass
 
@@ -8,11 +9,48 @@ from torch import Tensor
 
 from metasp_lite import settings
 from metasp_lite.continual.fields import check_types
-from metasp_lite.continual.wrong_labels import KINDS, wrong_labels
+from metasp_lite.continual.wrong_labels import check_wrong, wrong_labels
 from metasp_lite.doors import Seed, typed
 from metasp_lite.files import utf8
 from metasp_lite.images import sets, sources
 from metasp_lite.images.augment import Augmentation
+
+
+@dataclass(frozen=True)
+class StreamSettings:
+    """How a named stream is made; every field can be changed from the command line."""
+
+    data: str  # a data set's name, or a path to a folder of images
+    classes_per_task: int
+    per_class: int | None = None  # training images of each class; None for all
+    size: int | None = None  # pixels; None for what the images have
+    padding: int = 0
+    flip: bool = False
+    class_seed: int | None = None  # draws class order and subset; None for those of the data set
+    source: str | None = None  # where the data set is taken from; None for the first place that has it
+    held_out: int | None = None  # training images of each class to test on in place of the test images
+    trusted: int = 0  # training images of each class set aside, with labels known to be right
+    wrong: float = 0.0  # share of the other training labels that are wrong
+    wrong_by: str = "chance"  # which: chance, the brightest of each task's first class, or lookalikes of another
+    wrong_seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse names and numbers that no stream has."""
+        check_types(self)
+        if not self.data.strip():
+            raise ValueError("data is empty; name a data set or a folder of images, . for the current one")
+        if not utf8(self.data):
+            raise ValueError(f"data={self.data!r} is no UTF-8, and no result could name it; rename the folder")
+        for name in ("classes_per_task", "per_class", "size", "held_out"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise ValueError(f"{name}={value} must be at least 1")
+        if self.padding < 0:
+            raise ValueError(f"padding={self.padding} must be 0 pixels or more")
+        check_wrong(self.wrong, self.wrong_by, self.wrong_seed, self.trusted)
+        if self.wrong and self.classes_per_task < 2:
+            raise ValueError(f"wrong={self.wrong}: a task of one class has no wrong label; give more classes_per_task")
+        if self.class_seed is not None and not 0 <= self.class_seed < 2**63:
+            raise ValueError(f"class_seed={self.class_seed} must be 0 or more, and below 2**63, or none")
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,6 +77,7 @@ class Stream:
     tasks: tuple[Task, ...]
     augmentation: Augmentation
     source: str
+    made_from: StreamSettings | None = None  # by ``make``; None for one that ``split`` has cut from other images
 
 
 @typed
@@ -69,7 +108,8 @@ def split(
 
     Raises:
         ValueError: when the classes do not divide into tasks, when a class has fewer images, none to test or none left
-            to train on, or when train and test have other classes or images of another shape.
+            to train on, when train and test have other classes or images of another shape, or for a share, a kind, a
+            seed or a count that cannot be.
     """
     count = len(train.classes)
     if classes_per_task < 1 or count % classes_per_task:
@@ -78,6 +118,7 @@ def split(
     if train.classes != test.classes:
         raise ValueError(f"{train.name} has other classes in its test split; both splits need the same folders")
     _require_alike(train, test)
+    check_wrong(wrong, wrong_by, wrong_seed, trusted)
     device = settings.device(device)
     draw = torch.Generator().manual_seed(seed) if seed is not None else None
     order = torch.arange(count) if draw is None else torch.randperm(count, generator=draw)
@@ -164,48 +205,6 @@ def _subset(images: sets.ImageSet, per_class: int, draw: torch.Generator | None)
     return sets.first_per_class(images, per_class)
 
 
-@dataclass(frozen=True)
-class StreamSettings:
-    """How a named stream is made; every field can be changed from the command line."""
-
-    data: str  # a data set's name, or a path to a folder of images
-    classes_per_task: int
-    per_class: int | None = None  # training images of each class; None for all
-    size: int | None = None  # pixels; None for what the images have
-    padding: int = 0
-    flip: bool = False
-    class_seed: int | None = None  # draws class order and subset; None for those of the data set
-    source: str | None = None  # where the data set is taken from; None for the first place that has it
-    held_out: int | None = None  # training images of each class to test on in place of the test images
-    trusted: int = 0  # training images of each class set aside, with labels known to be right
-    wrong: float = 0.0  # share of the other training labels that are wrong
-    wrong_by: str = "chance"  # which: chance, the brightest of each task's first class, or lookalikes of another
-    wrong_seed: int = 0
-
-    def __post_init__(self) -> None:
-        """Refuse names and numbers that no stream has."""
-        check_types(self)
-        if not self.data.strip():
-            raise ValueError("data is empty; name a data set or a folder of images, . for the current one")
-        if not utf8(self.data):
-            raise ValueError(f"data={self.data!r} is no UTF-8, and no result could name it; rename the folder")
-        for name in ("classes_per_task", "per_class", "size", "held_out"):
-            if (value := getattr(self, name)) is not None and value < 1:
-                raise ValueError(f"{name}={value} must be at least 1")
-        if self.padding < 0:
-            raise ValueError(f"padding={self.padding} must be 0 pixels or more")
-        if not 0 <= self.wrong <= 1:
-            raise ValueError(f"wrong={self.wrong} must be a share from 0 to 1")
-        if self.wrong_by not in KINDS:
-            raise ValueError(f"wrong_by={self.wrong_by!r} does not exist; give one of: {', '.join(KINDS)}")
-        if self.wrong and self.classes_per_task < 2:
-            raise ValueError(f"wrong={self.wrong}: a task of one class has no wrong label; give more classes_per_task")
-        if self.trusted < 0 or not 0 <= self.wrong_seed < 2**63:
-            raise ValueError(f"trusted={self.trusted} and wrong_seed={self.wrong_seed} must be 0 or more")
-        if self.class_seed is not None and not 0 <= self.class_seed < 2**63:
-            raise ValueError(f"class_seed={self.class_seed} must be 0 or more, and below 2**63, or none")
-
-
 @typed
 def make(chosen: StreamSettings, *, device: torch.device | str | None = None) -> Stream:
     """Load the data set that ``chosen`` names and cut it into tasks, on ``device`` (None: where everything runs).
@@ -220,7 +219,7 @@ def make(chosen: StreamSettings, *, device: torch.device | str | None = None) ->
         sources.load(chosen.data, part, source=chosen.source, size=chosen.size, whole=whole)
         for part in ("train", "test")
     )
-    return split(
+    stream = split(
         train,
         test,
         classes_per_task=chosen.classes_per_task,
@@ -235,6 +234,7 @@ def make(chosen: StreamSettings, *, device: torch.device | str | None = None) ->
         wrong_seed=chosen.wrong_seed,
         device=device,
     )
+    return dataclasses.replace(stream, made_from=chosen)
 
 
 def fingerprint(stream: Stream) -> dict[str, object]:

@@ -22,7 +22,7 @@ from metasp_lite.continual.methods.base import Method
 from metasp_lite.continual.place import CHECKPOINT, RESULT, held, require_place
 from metasp_lite.continual.run import Progress, Run, finished, identity, summary
 from metasp_lite.continual.streams import Stream
-from metasp_lite.doors import typed
+from metasp_lite.doors import Nonnegative, typed
 from metasp_lite.memory import peak_mib
 
 _P = ParamSpec("_P")
@@ -64,24 +64,27 @@ def train(
     threads: int | None = None,
     watch: Watcher | None = None,
     progress_bar: bool | None = None,
-    wait: float = 0.0,
+    wait: Nonnegative = 0.0,
 ) -> dict[str, Any]:
     """Run to the end, or go on with what lies in ``out``; return what ``out/result.json`` then holds.
 
     A checkpoint is written at the end of an epoch when ``checkpoint_seconds`` have passed since the last (0: at every
     epoch), and at the end of each task.  ``watch`` is called after each epoch and may look, not touch.  ``stream``
-    saves loading it again; it must be what ``run.stream`` makes.  ``progress_bar`` None shows one on a terminal.
+    saves loading it again; it must have been made from ``run.stream``.  ``progress_bar`` None shows one on a terminal.
 
     Deterministic for a seed, a machine and a number of ``threads`` (None: as many as torch takes).
 
     Raises:
         InUseError: when another process trains in ``out`` and has not stopped after ``wait`` seconds.
-        ValueError: when ``out`` holds another run, one of other images or threads, or a checkpoint that cannot be read;
-            when the images, the network, the memory and the machine cannot be brought together (``request``).
+        ValueError: when ``stream`` is another than the run's; when ``out`` holds another run, one of other images or
+            threads, or a checkpoint that cannot be read; when the images, the network, the memory and the machine
+            cannot be brought together (``request``).
         FloatingPointError: when a loss is not finite; names task, epoch and step, and what to try.
         OSError: when a checkpoint or the result cannot be written; the last one stays.
     """
     check_checkpoint_seconds(checkpoint_seconds)
+    if stream is not None:
+        request.require_own(run, stream)
     require_place(out, run.stream.data)
     with computing_with(threads):
         to_train = not (out / RESULT).exists()  # what is finished is only told again

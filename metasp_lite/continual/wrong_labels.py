@@ -8,6 +8,20 @@ from torch import Tensor
 KINDS = ("chance", "brightest", "lookalikes")
 
 
+def check_wrong(wrong: float, wrong_by: str, wrong_seed: int, trusted: int) -> None:
+    """Refuse a share of wrong labels, a kind of them, a seed or a count of trusted examples that cannot be.
+
+    Raises:
+        ValueError: names it and its value.
+    """
+    if not 0 <= wrong <= 1:
+        raise ValueError(f"wrong={wrong} must be a share from 0 to 1")
+    if wrong_by not in KINDS:
+        raise ValueError(f"wrong_by={wrong_by!r} does not exist; give one of: {', '.join(KINDS)}")
+    if trusted < 0 or not 0 <= wrong_seed < 2**63:
+        raise ValueError(f"trusted={trusted} and wrong_seed={wrong_seed} must be 0 or more")
+
+
 def wrong_labels(
     images: Tensor, labels: Tensor, tasks: Sequence[tuple[range, Tensor]], share: float, kind: str, seed: int
 ) -> Tensor:

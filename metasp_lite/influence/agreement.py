@@ -2,13 +2,16 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 import torch
 from torch import Tensor
 
 from metasp_lite.doors import Count, Seed, typed
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 @dataclass(frozen=True)
@@ -147,7 +150,7 @@ def bootstrap_pearson(
 @typed
 def comparison_table(
     exact: Tensor, approximations: Mapping[str, Tensor], published: Mapping[str, SignConfusion]
-) -> pd.DataFrame:
+) -> "pd.DataFrame":
     """One row for each approximation (n,) of ``exact`` (n,), one for the best constant guess, and the published ones.
 
     Published rows are marked "(paper)" and have no correlation: only their counts were printed.
@@ -158,6 +161,8 @@ def comparison_table(
     rows["constant guess"] = (sign_confusion(exact, guess), float("nan"))
     rows |= {f"{name} (paper)": (signs, float("nan")) for name, signs in published.items()}
     columns = ["TP", "TN", "FP", "FN", "agreement", "balanced accuracy", "Pearson r"]
+    import pandas as pd  # here, because it takes most of a second that whoever only trains can save
+
     return pd.DataFrame(
         [
             (

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.func import grad, vjp, vmap
 
-from metasp_lite.calculus.checks import check_finite
+from metasp_lite.calculus.checks import check_finite, check_finite_if_seen
 from metasp_lite.calculus.losses import Losses, per_example_gradients
 from metasp_lite.doors import typed
 
@@ -74,12 +74,17 @@ class ShortRun(Generic[_State]):
             )
 
     def __call__(self, theta: Tensor) -> Tensor:
-        """Run from θ ``(P,)`` to θ_T ``(P,)``."""
+        """Run from θ ``(P,)`` to θ_T ``(P,)``.
+
+        Raises:
+            ValueError: when a batch names an example that is not there.
+            FloatingPointError: when θ_T is not finite: a lower learning rate may help.
+        """
         theta = theta.clone()  # a run of no steps ends where it began, not in the caller's storage
         state: _State | None = None
         for index in self.batches:
             theta, state = self.rule.step(theta, state, self._gradient(theta, index))
-        return theta
+        return check_finite_if_seen(theta, "a parameter after the run")
 
     def _gradient(self, theta: Tensor, index: Tensor) -> Tensor:
         return grad(self.objective)(theta, index)

@@ -14,7 +14,7 @@ from torch import Tensor
 from metasp_lite.calculus.checks import check_finite_if_seen
 from metasp_lite.calculus.curvature import Curvature
 from metasp_lite.calculus.losses import ExampleLosses, Losses, Objective, per_example_gradients
-from metasp_lite.calculus.parameters import number_of_trained
+from metasp_lite.calculus.parameters import number_of_trained, require_places
 from metasp_lite.calculus.solvers import Solver, SolverTraits, solve_each
 from metasp_lite.doors import typed
 from metasp_lite.stages.fixed import (
@@ -147,6 +147,7 @@ class _JointLosses:
         scales = joint.alpha * total / m, (1 - joint.alpha) * total / (total - m)
         if index is None:
             return torch.cat([scales[0] * joint.pretraining.losses(first), scales[1] * joint.finetuning.losses(second)])
+        require_places(index, total, "index")
         g = joint.pretraining.losses(first, index.clamp(max=m - 1))  # an index may be vmap's: no branch can see it
         f = joint.finetuning.losses(second, (index - m).clamp(min=0))
         return torch.where(index < m, scales[0] * g, scales[1] * f)

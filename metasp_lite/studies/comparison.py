@@ -7,6 +7,8 @@ import numpy as np
 import scipy.optimize
 import scipy.stats
 
+from metasp_lite.doors import typed
+
 
 @dataclass(frozen=True)
 class _Comparison:
@@ -21,13 +23,14 @@ class _Comparison:
     detectable: float  # the true difference that such a test finds in 4 of 5 tries at a level of 5 %
 
 
+@typed
 def paired(first: Sequence[float], second: Sequence[float]) -> _Comparison:
     """Compare two arms by their numbers from the same seeds, in the same order, with a paired t-test.
 
     Raises:
         ValueError: when the two are not as many, are fewer than two, or hold a number that is not finite.
     """
-    one, other = np.asarray(first, dtype=float), np.asarray(second, dtype=float)
+    one, other = _numbers(first, "first"), _numbers(second, "second")
     if one.ndim != 1 or one.shape != other.shape or len(one) < 2:
         raise ValueError(f"shapes {one.shape} and {other.shape}: give as many numbers of both, from two seeds at least")
     if not (np.isfinite(one).all() and np.isfinite(other).all()):
@@ -43,6 +46,7 @@ def paired(first: Sequence[float], second: Sequence[float]) -> _Comparison:
     )
 
 
+@typed
 def detectable(spread: float, pairs: int, power: float = 0.8, level: float = 0.05) -> float:
     """Return the mean difference that a paired t-test of so many pairs finds with probability ``power``.
 
@@ -67,6 +71,7 @@ def detectable(spread: float, pairs: int, power: float = 0.8, level: float = 0.0
     return float(scipy.optimize.brentq(too_strong, 0, highest)) * spread / pairs**0.5
 
 
+@typed
 def holm(p_values: Iterable[float]) -> list[float]:
     """Correct p-values for their number, so that the chance that luck alone brings any below a level is that level.
 
@@ -75,7 +80,7 @@ def holm(p_values: Iterable[float]) -> list[float]:
     Raises:
         ValueError: for a value outside 0 to 1.
     """
-    values = [float(p) for p in p_values]
+    values = _numbers([*p_values], "p_values").tolist()
     if odd := [p for p in values if not 0 <= p <= 1]:
         raise ValueError(f"p={odd[0]} lies outside 0 to 1")
     corrected, largest = [0.0] * len(values), 0.0
@@ -83,3 +88,10 @@ def holm(p_values: Iterable[float]) -> list[float]:
         largest = max(largest, min(1.0, (len(values) - rank) * values[place]))
         corrected[place] = largest
     return corrected
+
+
+def _numbers(values: Sequence[float], what: str) -> np.ndarray:
+    try:
+        return np.asarray(values, dtype=float)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{what} holds something else than numbers ({error}); give one number for each") from error

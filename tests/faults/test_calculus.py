@@ -2,7 +2,6 @@
 
 from functools import cache
 
-import numpy as np
 import pytest
 import torch
 from helpers.analytic import mlp_with_validation, randn
@@ -58,7 +57,17 @@ def theta():
 
 def like_theta():
     """Derivatives at a θ of NaN are NaN; they are refused where an influence or an optimum is made of them."""
-    return {bad: value for bad, value in no_vector_like(theta()).items() if bad not in ("nan", "inf")}
+    values = {bad: value for bad, value in no_vector_like(theta()).items() if bad not in ("nan", "inf")}
+    return values | {"another dtype": theta().float()}
+
+
+def no_index(n):
+    """None is all of them."""
+    return {
+        **{k: v for k, v in no_places(n).items() if k != "none"},
+        "empty": torch.zeros(0, dtype=torch.int64),
+        "int32": torch.tensor([0], dtype=torch.int32),
+    }
 
 
 def losses():
@@ -139,8 +148,25 @@ DOORS = {
     "losses-at": Door(
         lambda theta, index=None: losses()(theta, index),
         lambda: {"theta": theta()},
-        lambda: {"theta": like_theta(), "index": {"text": "x", "number": 1.0, "list": [0], "array": np.zeros(1)}},
+        lambda: {"theta": like_theta(), "index": no_index(40)},
         says={"theta": "θ|theta"},
+    ),
+    "outputs-at": Door(
+        lambda theta, index=None: losses().outputs(theta, index),
+        lambda: {"theta": theta()},
+        lambda: {"theta": {k: v for k, v in like_theta().items() if k not in ("integers",)}, "index": no_index(40)},
+        says={"theta": "θ|theta|network with parameters of"},
+    ),
+    "objective-at": Door(
+        lambda theta, index=None: problem()[0](theta, index),
+        lambda: {"theta": theta(), "index": torch.tensor([0, 39])},
+        lambda: {"theta": like_theta(), "index": no_index(40)},
+        says={"theta": "θ|theta"},
+    ),
+    "single-loss-at": Door(
+        lambda index: SingleLoss(problem()[1])(theta(), index),
+        lambda: {"index": torch.tensor([0, 0])},
+        lambda: {"index": no_index(1)},
     ),
     "Objective": Door(
         lambda losses, l2, theta: Objective(losses, l2)(theta),

@@ -15,8 +15,8 @@ from metasp_lite.continual.methods import METHODS
 from metasp_lite.continual.streams import StreamSettings
 
 TEXTS = {  # of settings, by type; none of them can be meant
-    int: ["", "x", "1.5", "nan", "inf", "-1", "true", "1e3", "0x10", "[1]"],
-    float: ["", "x", "nan", "inf", "-inf", "-1", "true", "1/2", "0,5", "1e999"],
+    int: ["", "x", "1.5", "nan", "inf", "-1", "true", "1e3", "0x10", "[1]", "1_0", "\u0661", "\u00b2"],
+    float: ["", "x", "nan", "inf", "-inf", "-1", "true", "1/2", "0,5", "1e999", "0.0_1", "\uff11"],
     bool: ["", "x", "1", "0", "yes", "none", "nan"],
     str: ["", "nonsense", " ", "none-such"],
 }
@@ -70,6 +70,17 @@ LINES = {  # a command line, and what its refusal says
     TRAIN + f" --memory {HUGE}": HUGE,
     TRAIN + " --memory 5 --set memory=6": "twice",
     TRAIN + " --seed x": "'x'",
+    TRAIN + " --seed 1_0": "'1_0' is no whole number",
+    TRAIN + " --seed \u0661": "is no whole number",
+    TRAIN + " --memory 1_2": "'1_2' is no whole number",
+    TRAIN + " --threads 1_0": "'1_0' is no whole number",
+    TRAIN + " --checkpoint-seconds 6_0": "'6_0' is no number",
+    TRAIN.replace("er ", "mir ")
+    + " --memory 12 --set memory_batch=4 --set candidates=13": "candidates=13 is more than memory=12",
+    TRAIN.replace("er ", "er-late ") + " --memory 12 --set rehearse_trusted=true": "rehearse_trusted=True: the stream",
+    "grid {grid} --out {out} --workers 1_0": "'1_0' is no whole number",
+    "grid {grid} --out {out} --threads 1_0": "'1_0' is no whole number",
+    "bench toy --seeds 1_0": "'1_0' is no whole number",
     TRAIN + " --seed=-1": "seed=-1",
     TRAIN + " --seed 1.5": "'1.5'",
     TRAIN + f" --seed {HUGE}": HUGE,
@@ -200,6 +211,12 @@ GRIDS = {  # the text of a grid, and what its refusal says
     "memory = [5]\n" + GRID + "memory_batch = 6\n": "memory_batch=6 is more than memory=5",
     GRID + 'data = "mnist"\n': "data is asked for twice",
     GRID + "lr = 1e999\n": "lr=inf",
+    GRID + 'batch = "1_0"\n': "batch=1_0 must be a whole number",
+    GRID + 'lr = "0.0_1"\n': "lr=0.0_1 must be a finite number",
+    GRID.replace('["er"]', '["mir"]')
+    + "memory = 12\nmemory_batch = 4\ncandidates = 13\n": "candidates=13 is more than memory=12",
+    GRID.replace('["er"]', '["er", "er-late"]')
+    + "[set.er-late]\nrehearse_trusted = true\n": "er-late.*rehearse_trusted=True: the",
     GRID + "lr = " + "1" * 5000 + "\n": "is no TOML: Exceeds the limit",
     GRID + "[set.er.lr]\nx = 1\n": "lr={'x': 1}",
     '"" = 1\n' + GRID: "'' means nothing here",

@@ -1,5 +1,6 @@
 """What the doors of the rooms above ``calculus`` refuse, and those of ``networks`` and ``images``."""
 
+import dataclasses
 import math
 from functools import cache
 from pathlib import Path
@@ -33,9 +34,13 @@ from helpers.small_stages import small_stages
 
 from metasp_lite import images, networks, results
 from metasp_lite.calculus import Curvature, minimise, solvers
-from metasp_lite.continual import Learner, presets, streams, summarise, train
+from metasp_lite.continual import Learner, plan, presets, rehearse, streams, summarise, train
+from metasp_lite.continual.grid import run_all
 from metasp_lite.continual.learner import Recipe
+from metasp_lite.continual.methods import METHODS
 from metasp_lite.continual.methods.base import MemorySettings
+from metasp_lite.continual.request import check, check_on
+from metasp_lite.continual.run import Run
 from metasp_lite.course import LiveCurves, approximation_plots, plots, problems, step_plots, training_plots
 from metasp_lite.course.two_stages import Setup
 from metasp_lite.influence import (
@@ -54,6 +59,7 @@ from metasp_lite.influence import (
 from metasp_lite.stages import ProximalObjective, SGDRule, ShortRun, retraining
 from metasp_lite.stages.unrolled import Adam
 from metasp_lite.stages.updated import JointObjective
+from metasp_lite.studies import comparison
 
 NO_VECTOR = {"none": None, "text": "x", "number": 1.0, "list": [1.0, 2.0]}
 NO_WORD = {"none": None, "number": 3, "bytes": b"x", "list": ["er"], "unknown": "nonsense", "empty": ""}
@@ -116,8 +122,11 @@ def step_arguments():
 
 
 def no_examples():
+    """An input of another shape or dtype the network itself cannot take."""
     inputs, labels = examples()
     return {
+        "wide": (randn(6, 9, seed=3).float(), labels),
+        "double": (inputs.double(), labels),
         **NO_OBJECT,
         "empty": (inputs[:0], labels[:0]),
         "fewer": (inputs[:3], labels),
@@ -135,12 +144,30 @@ def center():
     return problem.first_start[: problem.embedding]
 
 
-SET = {name: f"{name}|label" for name in ("batch", "old", "new")}
+SET = {name: f"{name}|label|network with parameters of" for name in ("batch", "old", "new")}
 
 
 @cache
 def stream():
     return noise_stream()
+
+
+def run(method="fine-tune", **changed):
+    made_from = streams.StreamSettings("noise", 2)
+    return Run(made_from, Recipe("mlp", epochs=1), method, METHODS[method].Settings(**changed), seed=1)
+
+
+def other_streams():
+    """Cut from other images, or made with other settings than the run has."""
+    changes = {"data": "mnist", "per_class": 3, "size": 9, "padding": 1, "flip": True, "class_seed": 1, "wrong": 0.1}
+    made = {f"other {name}": dataclasses.replace(run().stream, **{name: value}) for name, value in changes.items()}
+    return {name: dataclasses.replace(stream(), made_from=settings) for name, settings in made.items()} | {
+        "of its own": stream()
+    }
+
+
+def learner():
+    return Learner(stream(), Recipe("mlp", epochs=1), 1)
 
 
 def image_set(**changed):
@@ -345,6 +372,15 @@ INFLUENCE = {
             "eps": NO_NONNEGATIVE,
             "betas": {**WRONG_TYPE, "one": (0.9,), "three": (0.9, 0.9, 0.9), "1": (1.0, 0.9), "negative": (0.9, -0.1)},
         },
+    ),
+    "running": Door(
+        lambda theta, batches: ShortRun(problem()[0], Adam(), batches)(theta),
+        lambda: {"theta": problem()[2], "batches": torch.tensor([[0, 39]])},
+        lambda: {
+            "theta": {k: v for k, v in no_vector_like(problem()[2]).items() if k in ("longer", "matrix", "nan", "inf")},
+            "batches": {"beyond": torch.tensor([[0, 40]]), "negative": torch.tensor([[0, -1]])},
+        },
+        says={"theta": "θ|parameter", "batches": "index"},
     ),
     "ShortRun": Door(
         ShortRun,
@@ -593,6 +629,11 @@ LEARNT = {
             "padding": {**NO_WHOLE_FROM_0, "beyond": 2},
             "flip": NO_TRUTH,
             "device": {"text": "nonsense", "number": 0},
+            "held_out": {k: v for k, v in {**NO_COUNT, "all": 2}.items() if k != "none"},
+            "trusted": {**NO_WHOLE_FROM_0, "all": 2},
+            "wrong": {k: v for k, v in NO_SHARE.items() if k != "zero"},
+            "wrong_by": {"none": None, "number": 3, "empty": "", "unknown": "nonsense"},
+            "wrong_seed": NO_SEED,
         },
         says={"classes_per_task": "classes_per_task|tasks of", "per_class": "per_class|count|asked for"},
     ),
@@ -605,9 +646,45 @@ LEARNT = {
             "seed": {**NO_SEED, "huge": 2**63},
             "profile": {k: v for k, v in NO_WORD.items() if k != "none"},
             "memory": {k: v for k, v in {**NO_COUNT, "huge": 2**31}.items() if k != "none"},
-            "overrides": {"text": "x", "number": 3, "list": ["lr"]},
+            "overrides": {
+                **{"text": "x", "number": 3, "list": ["lr"], "underscore": {"padding": "1_0"}},
+                **{"underscore in a fraction": {"lr": "0.1_0"}, "another script's digit": {"batch": "\u0664"}},
+            },
         },
-        says={"method": "method"},
+        says={"method": "method", "overrides": "overrides|padding=1_0|lr=0.1_0|batch=\u0664"},
+    ),
+    "rehearse": Door(
+        lambda **given: rehearse(learner(), **given),
+        lambda: {
+            "batch": learner().batch(torch.arange(3)),
+            "images": stream().images[:2],
+            "labels": stream().labels[:2],
+        },
+        lambda: {
+            "batch": NO_OBJECT,
+            "images": {**no_tensor(), "fewer": stream().images[:1], "flat": stream().images[:2, 0]},
+            "labels": {**no_tensor(), "fewer": stream().labels[:1]},
+        },
+        says={"images": "images"},
+    ),
+    "read_grid": Door(
+        plan.read_grid,
+        dict,
+        lambda: {"path": NO_PATH, "out": NO_PATH, "threads": {k: v for k, v in NO_WHOLE.items() if k != "inf"}},
+        says={"out": "path|out", "threads": "path|threads"},
+        costs=True,
+    ),
+    "jobs": Door(
+        plan.jobs,
+        lambda: {
+            "description": {"streams": ["split-mnist"], "methods": ["er"], "seeds": [1]},
+            "out": STORED,
+        },
+        lambda: {
+            "description": {**NO_OBJECT, "pairs": [("seeds", [1])]},
+            "out": NO_PATH,
+            "threads": {**NO_COUNT, "huge": 10**6},
+        },
     ),
     "names": Door(presets.names, lambda: {"method": "er"}, lambda: {"method": NO_WORD}),
     "make": Door(streams.make, dict, lambda: {"chosen": NO_OBJECT, "device": {"number": 1.5}}, costs=True),
@@ -646,13 +723,51 @@ LEARNT = {
     "Learner": Door(
         Learner,
         lambda: {"stream": stream(), "recipe": Recipe("mlp", epochs=1), "seed": 1},
-        lambda: {"stream": NO_OBJECT, "recipe": NO_OBJECT, "seed": WRONG_TYPE | {"fraction": 2.5, "truth": True}},
+        lambda: {"stream": NO_OBJECT, "recipe": NO_OBJECT, "seed": {**NO_SEED, "huge": 2**63}},
     ),
     "train": Door(
         train,
-        dict,
-        lambda: {"run": NO_OBJECT},
+        lambda: {"run": run(), "out": STORED, "stream": dataclasses.replace(stream(), made_from=run().stream)},
+        lambda: {
+            "run": NO_OBJECT,
+            "out": NO_PATH,
+            "stream": {k: v for k, v in NO_OBJECT.items() if k != "none"} | other_streams(),
+            "checkpoint_seconds": {k: v for k, v in NO_NONNEGATIVE.items() if k != "inf"},
+            "threads": {k: v for k, v in {**NO_COUNT, "huge": 10**6}.items() if k != "none"},
+            "watch": {"text": "x", "number": 3},
+            "progress_bar": {k: v for k, v in NO_TRUTH.items() if k != "none"},
+            "wait": NO_NONNEGATIVE,
+        },
         costs=True,
+    ),
+    "check_on": Door(
+        check_on,
+        lambda: {"run": run("er-late", memory=12, memory_batch=4), "stream": stream()},
+        lambda: {"run": {"without trusted examples": run("er-late", memory=12, memory_batch=4, rehearse_trusted=True)}},
+        says={"run": "rehearse_trusted"},
+    ),
+    "check": Door(
+        check,
+        lambda: {"run": run("mir", memory=12, memory_batch=4)},
+        lambda: {
+            "run": {
+                "more candidates than memory": run("mir", memory=12, memory_batch=4, candidates=13),
+                "more compared than memory": run("gss", memory=12, memory_batch=4, compared=13),
+                "larger batch than memory": run("er", memory=12, memory_batch=13),
+            }
+        },
+        says={"run": "candidates=13|compared=13|memory_batch=13"},
+    ),
+    "run_all": Door(
+        run_all,
+        lambda: {"chosen": []},
+        lambda: {
+            "chosen": {**{k: v for k, v in NO_OBJECT.items() if k != "list"}, "words": ["x"]},
+            "workers": NO_COUNT,
+            "dask": {"number": 3, "bytes": b"x"},
+            "checkpoint_seconds": {k: v for k, v in NO_NONNEGATIVE.items() if k != "inf"},
+            "progress_bar": {k: v for k, v in NO_TRUTH.items() if k != "none"},
+        },
     ),
 }
 
@@ -662,19 +777,56 @@ KEPT = {
         results.write,
         lambda: {"path": STORED, "result": {}},
         lambda: {
-            "path": NO_PATH,
+            "path": {
+                **NO_PATH,
+                **{"folder": Path("/"), "zero byte": Path("a\0b"), "no folder to be": Path("/proc/none/x.json")},
+            },
             "result": {
                 **{"none": None, "number": 3, "text": "abc", "texts": ["abc"], "tensor": {"a": torch.ones(2)}},
                 **{"set": {"a": {1, 2}}, "numpy's": {"a": np.float32(1)}, "nan": {"a": math.nan}},
                 **{"in a circle": circle(), "no text": {"a": "\udce9"}, "no key": {(1, 2): 3}},
             },
         },
+        says={"path": "path|result cannot be written"},
         costs=True,
+    ),
+    "paired": Door(
+        comparison.paired,
+        lambda: {"first": [0.5, 0.6, 0.7], "second": [0.4, 0.6, 0.8]},
+        lambda: dict.fromkeys(("first", "second"), NO_SAMPLE),
+        says={name: f"{name}|shapes|finite" for name in ("first", "second")},
+    ),
+    "holm": Door(
+        comparison.holm,
+        lambda: {"p_values": [0.5, 0.1]},
+        lambda: {
+            "p_values": {
+                **{"none": None, "number": 3, "texts": ["x"], "truth inside": [[True], 1]},
+                **{"nan": [math.nan], "above one": [1.5], "negative": [-0.1], "inf": [math.inf]},
+            }
+        },
+        says={"p_values": "p_values|p="},
+    ),
+    "detectable": Door(
+        comparison.detectable,
+        lambda: {"spread": 1.0, "pairs": 5},
+        lambda: {
+            "spread": NO_NONNEGATIVE,
+            "pairs": {**NO_COUNT, "one": 1},
+            "power": {**NO_SHARE, "one": 1.0},
+            "level": {**NO_SHARE, "above the power": 0.9},
+        },
     ),
     "read": Door(
         results.read, dict, lambda: {"path": {**NO_PATH, "folder": Path(), "none there": Path("none")}},
         says={"path": "path|result"}, costs=True,
     ),
+}  # fmt: skip
+
+
+NO_SAMPLE = {
+    **NO_VECTOR, "texts": ["x", "y", "z"], "fewer": [0.5, 0.6], "one": [0.5], "nan": [0.5, 0.6, math.nan],
+    "inf": [0.5, 0.6, math.inf], "ragged": [[0.5], [0.5, 0.6], 0.7],
 }  # fmt: skip
 
 

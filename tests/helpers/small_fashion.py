@@ -6,27 +6,26 @@ from pathlib import Path
 
 import torch
 
-from metasp_lite.continual import methods, presets, streams
+from metasp_lite.continual import methods, streams
 from metasp_lite.continual.learner import Learner, Recipe
 from metasp_lite.continual.methods.replay import FineTune
 from metasp_lite.continual.run import Run
 from metasp_lite.continual.training import train
-from metasp_lite.images import sets, sources
+
+CPU = torch.device("cpu")
 
 
 @functools.cache
 def small_stream(per_class=100):
     """Five pairs of Fashion-MNIST's classes."""
-    parts = (sources.load("fashion-mnist", part, source="bundled") for part in ("train", "test"))
-    train_part, test_part = (sets.first_per_class(p, n) for p, n in zip(parts, (per_class, 50), strict=True))
-    device = torch.device("cpu")
-    return streams.split(train_part, test_part, classes_per_task=2, device=device)
+    return streams.make(streams.StreamSettings("fashion-mnist", 2, per_class, source="bundled"), device=CPU)
 
 
 def small_run(name, out, *, network="mlp", epochs=5, stream=None, watch=None, **chosen):
-    made_by = streams.StreamSettings("fashion-mnist", 2)
-    run = Run(made_by, Recipe(network, epochs, lr=0.05), name, methods.METHODS[name].Settings(**chosen), seed=3)
     stream = stream or small_stream()
+    run = Run(
+        stream.made_from, Recipe(network, epochs, lr=0.05), name, methods.METHODS[name].Settings(**chosen), seed=3
+    )
     return train(run, out, stream=stream, checkpoint_seconds=0, watch=watch, progress_bar=False)
 
 
@@ -60,12 +59,11 @@ def learner_in_second_task(method_type, chosen, *, network="mlp", **recipe):
 
 def sixty_stream(**kinds):
     """Five pairs of Fashion-MNIST's classes, 60 training images of each; ``kinds`` are crops and flips."""
-    train_part, test_part = (sources.load("fashion-mnist", part, source="bundled") for part in ("train", "test"))
-    return streams.split(train_part, test_part, classes_per_task=2, per_class=60, device=torch.device("cpu"), **kinds)
+    return streams.make(streams.StreamSettings("fashion-mnist", 2, 60, source="bundled", **kinds), device=CPU)
 
 
-def sixty_run(method, chosen, epochs=3, network="mlp"):
-    return Run(presets.STREAMS["lite"]["split-fashion-mnist"].stream, Recipe(network, epochs), method, chosen, 5)
+def sixty_run(method, chosen, stream, epochs=3, network="mlp"):
+    return Run(stream.made_from, Recipe(network, epochs), method, chosen, 5)
 
 
 def gain_over_fine_tuning(method, chosen, stream, out):
@@ -73,6 +71,6 @@ def gain_over_fine_tuning(method, chosen, stream, out):
 
     Fine-tuning keeps the last two classes, 20 %; ten classes by chance are 10 %.
     """
-    result = train(sixty_run(method, chosen), out / "a", stream=stream)
-    plain = train(sixty_run("fine-tune", FineTune.Settings()), out / "b", stream=stream)
+    result = train(sixty_run(method, chosen, stream), out / "a", stream=stream)
+    plain = train(sixty_run("fine-tune", FineTune.Settings(), stream), out / "b", stream=stream)
     return result, result["class_incremental"]["a_inf"] - plain["class_incremental"]["a_inf"]

@@ -123,6 +123,9 @@ def test_the_joint_objective_is_the_weighted_sum_and_its_losses_average_to_it():
     assert_close(joint.losses(theta), losses)
     index = torch.tensor([M + N - 1, 0, M - 1, M, 3])  # of both stages, and the last and the first of each
     assert_close(joint.losses(theta, index), losses[index])
+    for beyond in (-1, M + N):  # which the two stages, each on its own, would take for their first or last
+        with pytest.raises(ValueError, match=f"index must hold one place or more between 0 and {M + N - 1}"):
+            joint.losses(theta, torch.tensor([0, beyond]))
     penalty = joint(theta) - losses.mean()
     torch.testing.assert_close(joint(theta, index), losses[index].mean() + penalty, rtol=1e-13, atol=0)
 
