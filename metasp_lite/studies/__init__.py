@@ -5,6 +5,7 @@ A study computes and returns; the command of its name prints and stores.
 
 from metasp_lite.studies import (
     comparison,
+    gpu,
     multi_stage,
     peers,
     report,
@@ -18,6 +19,7 @@ from metasp_lite.studies.process import import_beforehand
 
 __all__ = [
     "comparison",
+    "gpu",
     "import_beforehand",
     "multi_stage",
     "peers",

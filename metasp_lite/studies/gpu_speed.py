@@ -30,8 +30,8 @@ from metasp_lite.continual.training import device_peak_mib
 from metasp_lite.memory import forget_peak
 from metasp_lite.studies.training_cost import made_up_stream
 
-GRID = "data/grids/full-cifar10.toml"
-SEED = 1231
+_GRID = "data/grids/full-cifar10.toml"
+FIRST_SEED = 1231  # of the paper's
 _TASKS, _IMAGES = 5, 10_000  # of Split CIFAR-10, training images of a task
 _MEMORY = 500  # the larger of the grid's
 _DATA_MIB = 60_000 * 3 * 32 * 32 / 2**20  # all its images, which lie on the device
@@ -83,8 +83,10 @@ def study(device: torch.device, size: Size, began: float) -> _Row:
         if precision == "compile" and (late or name not in _COMPILED):
             left.append(f"{name}, compile")
         else:
-            rows.append(measure(name, precision, device, size))
+            rows.append(timed_steps(name, precision, device, size))
     return {
+        "grid": _GRID,
+        "network": run_of("er", size.changes).recipe.network,
         "size": {"side": size.side, "images": size.images, "repetitions": size.repetitions, **size.changes},
         "convolutions": torch.backends.cudnn.conv.fp32_precision if device.type == "cuda" else "ieee",
         "speed": rows,
@@ -97,10 +99,10 @@ def run_of(name: str, changes: Mapping[str, object]) -> Run:
     """Return a full run of a method on Split CIFAR-10, with those of the ``changes`` that it knows."""
     known = presets.names(name)
     own = {setting: value for setting, value in changes.items() if setting in known}
-    return presets.build("split-cifar10", name, SEED, profile="full", overrides=own)
+    return presets.build("split-cifar10", name, FIRST_SEED, profile="full", overrides=own)
 
 
-def measure(name: str, precision: str, device: torch.device, size: Size) -> _Row:
+def timed_steps(name: str, precision: str, device: torch.device, size: Size) -> _Row:
     """Time the steps of a method in the last of five tasks, with what it then remembers.
 
     In the first epoch, in which some fill their memory; in a middle one; and in the last, in which MetaSP weighs.
@@ -219,7 +221,7 @@ def full_runs(rows: Sequence[_Row]) -> _Row:
     GDumb, which trains then.  GEM's steps are those of its last task, the slowest.  Runs with the smaller memory are
     taken to be as slow as those with the larger.
     """
-    jobs = plan.read_grid(settings.PROJECT_DIR / GRID, Path())
+    jobs = plan.read_grid(settings.PROJECT_DIR / _GRID, Path())
     kinds = {job.run.method: job.run for job in jobs}
     plain = {row["precision"]: row["ms_middle"] / 1000 for row in rows if row["method"] == "fine-tune"}
     runs = [
@@ -235,7 +237,6 @@ def full_runs(rows: Sequence[_Row]) -> _Row:
     once = [job for job in jobs if getattr(job.run.settings, "memory", _MEMORY) == _MEMORY]
     return {
         "runs": runs,
-        "grid": GRID,
         **{"grid_runs": len(jobs), "grid_hours": round(sum(hours[job.run.method] for job in jobs), 2)},
         "memory": _MEMORY,
         **{"memory_runs": len(once), "memory_hours": round(sum(hours[job.run.method] for job in once), 2)},
