@@ -4,6 +4,7 @@ Stored in data/results/bench/gpu.json.
 """
 
 import argparse
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ def main(arguments: argparse.Namespace) -> int:
         ValueError: for a device that is not here, or is neither a GPU of CUDA nor the CPU.
         ArithmeticError: when the device does not keep the bounds, after all else.
     """
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # before torch: its profiler would tell of itself in between
     from metasp_lite import files, results
 
     path = arguments.out

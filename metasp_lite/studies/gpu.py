@@ -26,8 +26,9 @@ from metasp_lite.studies.training_cost import made_up_stream
 
 _CPU = torch.device("cpu")
 #: How far a step may end from the CPU's float64 step, in lengths of that step: so many roundings, 2e-12 in float64 and
-#: 1e-3 in float32.  On the CPU float32 is about ten away (1e-6).  The factor of a thousand is for convolutions by another
-#: algorithm, which may lose two digits, and for a ReLU that falls to its other side; wrong crops are 0.05 away and more.
+#: 1e-3 in float32.  On the CPU float32 is about ten away (1e-6).  The factor of a thousand is for convolutions by other
+#: algorithms, which may lose two digits, and for a ReLU that falls to its other side; wrong crops are 0.05 away, or
+#: more.
 _ROUNDINGS = 1e4
 _EXACT = torch.float64  # in which also the memory must be the same
 _NOISE = 10.0  # how many times as far as two whole runs from each other a resumed run may be from them

@@ -69,6 +69,7 @@ def test_waiting_is_not_work():
 @pytest.mark.parametrize(("spent", "compiled"), [(0, ["fine-tune", "er"]), (1000, [])])
 def test_compilation_is_left_out_where_the_time_is_spent(spent, compiled, monkeypatch):
     monkeypatch.setattr(gpu_speed, "timed_steps", lambda name, precision, device, size: row(name, precision))
+    monkeypatch.setattr(gpu_speed.request, "check", lambda run: None)
     found = gpu_speed.study(CPU, gpu_speed.PAPER, time.perf_counter() - spent)
     measured = [(each["method"], each["precision"]) for each in found["speed"]]
     assert measured[:13] == [(name, "float32") for name in METHODS]
@@ -76,3 +77,15 @@ def test_compilation_is_left_out_where_the_time_is_spent(spent, compiled, monkey
     assert len(measured) + len(found["not_measured"]) == 13 + 4 * 3
     assert found["network"] == "resnet18"
     assert len(found["full"]["runs"]) == len(measured)
+
+
+def test_where_nothing_can_be_compiled_the_reason_is_told(monkeypatch):
+    def refuse(run):
+        assert run.recipe.compile
+        raise ValueError("no compiler")
+
+    monkeypatch.setattr(gpu_speed, "timed_steps", lambda name, precision, device, size: row(name, precision))
+    monkeypatch.setattr(gpu_speed.request, "check", refuse)
+    found = gpu_speed.study(CPU, gpu_speed.PAPER, time.perf_counter())
+    told = "metasp, compile (its own passes are not compiled)"
+    assert found["not_measured"] == ["fine-tune, compile (no compiler)", "er, compile (no compiler)", told]
