@@ -6,6 +6,7 @@ How fast it is, ``gpu_speed`` measures.  ``study`` puts both together.  On the C
 import multiprocessing
 import os
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -36,7 +37,7 @@ _CHANGES = {  # of the full profile's settings, for the step: a small network, a
     **{"network": "lite-cnn", "epochs": 2, "late_epochs": 2, "batch": 8, "memory": 16, "memory_batch": 8},
     **{"candidates": 12, "dumb_epochs": 1, "anchor_steps": 3},
 }
-_IMAGES = (80, 16)  # so many, pixels
+_IMAGES = (40, 16)  # so many, pixels
 _KILLED_AT = 6  # epoch of ten: in the middle of the third task
 _Row = dict[str, object]
 
@@ -228,6 +229,7 @@ def _killed_in_a_child(run: Run, out: Path, device: torch.device) -> None:
 
 def killed(run: Run, out: Path, device: str) -> None:
     """Train a run and end this process in the middle of it, with no time to clean up: after an epoch's last step."""
+    tqdm.set_lock(threading.RLock())  # its own would be a semaphore, which a killed process leaves behind
     epochs: list[int] = []
 
     def stop(*_: object) -> None:
