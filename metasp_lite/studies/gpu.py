@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -39,7 +40,7 @@ _CHANGES = {  # of the full profile's settings, for the step: a small network, a
 }
 _IMAGES = (40, 16)  # so many, pixels
 _KILLED_AT = 6  # epoch of ten: in the middle of the third task
-_Row = dict[str, object]
+_Row = dict[str, Any]
 
 
 def study(device: torch.device) -> _Row:
@@ -72,7 +73,7 @@ def _name_of(device: torch.device) -> str:
 @contextmanager
 def _without_tf32() -> Iterator[None]:
     """Let CUDA multiply float32 numbers in full: its TF32, torch's default in convolutions, keeps 10 bits of 23."""
-    kinds = torch.backends.cuda.matmul, torch.backends.cudnn.conv
+    kinds = torch.backends.cuda.matmul, gpu_speed.CONVOLUTIONS
     before = [kind.fp32_precision for kind in kinds]
     for kind in kinds:
         kind.fp32_precision = "ieee"
@@ -158,7 +159,7 @@ def _one_step_more(
     return _numbers(learner.model.state_dict()), kept
 
 
-def _moved(state: object, device: torch.device, dtype: torch.dtype) -> object:
+def _moved(state: Any, device: torch.device, dtype: torch.dtype) -> Any:
     """Return a copy of a state on ``device``, its fractions as ``dtype``."""
     if isinstance(state, Tensor):
         return state.to(device, dtype if state.is_floating_point() else None, copy=True)

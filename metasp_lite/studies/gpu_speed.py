@@ -10,6 +10,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,7 @@ _CLOSELY = ("fine-tune", "er", "metasp")  # in each precision; the others in flo
 _COMPILED = ("fine-tune", "er")  # MetaSP's own passes are not
 _COMPILE_WITHIN = 110.0  # seconds from the beginning in which a compilation may still start: it may take a minute
 _WHEN = ("first", "middle", "last")  # epoch of a task
+CONVOLUTIONS = attrgetter("backends.cudnn.conv")(torch)  # how CUDA multiplies in them; mypy does not see it
 _Row = dict[str, Any]
 
 
@@ -88,7 +90,7 @@ def study(device: torch.device, size: Size, began: float) -> _Row:
         "grid": _GRID,
         "network": run_of("er", size.changes).recipe.network,
         "size": {"side": size.side, "images": size.images, "repetitions": size.repetitions, **size.changes},
-        "convolutions": torch.backends.cudnn.conv.fp32_precision if device.type == "cuda" else "ieee",
+        "convolutions": CONVOLUTIONS.fp32_precision if device.type == "cuda" else "ieee",
         "speed": rows,
         "not_measured": left,
         "full": full_runs(rows) if size == PAPER else None,
