@@ -12,6 +12,7 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 from importlib import import_module
+from types import ModuleType
 
 from metasp_lite import settings
 from metasp_lite.commands.options import Once
@@ -26,6 +27,7 @@ COMMANDS = {
     "stages": "measure two-stage influence against retraining, and store it",
     "uses": "retrain to see what influence scores are good for, and store it",
     "variants": "train MetaSP with each variant of its weights, and ER-late beside it, and store the ends",
+    "gpu-check": "compare a GPU with the CPU, measure its steps, and say how long the full grid takes",
 }
 _GOES_ON = ("train", "grid")
 
@@ -71,7 +73,7 @@ def _run(arguments: argparse.Namespace) -> int:
     """Run the command; say what stopped it in one sentence."""
     try:
         settings.profile()  # nonsense is refused by every command, whether or not it asks for the profile
-        return import_module(f"metasp_lite.commands.{arguments.command}").main(arguments)
+        return _module(arguments.command).main(arguments)
     except KeyboardInterrupt:
         way_on = "; the same command goes on from the last checkpoint" if arguments.command in _GOES_ON else ""
         print(f"\nmetasp_lite: interrupted{way_on}", file=sys.stderr)
@@ -84,6 +86,10 @@ def _run(arguments: argparse.Namespace) -> int:
         return 1
 
 
+def _module(command: str) -> ModuleType:
+    return import_module(f"metasp_lite.commands.{command.replace('-', '_')}")
+
+
 def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
     """Return the parser that knows all commands by name, and of the one that ``words`` call also the options."""
     description = (__doc__ or "").partition("\n")[0]
@@ -94,7 +100,7 @@ def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=purpose, description=purpose)
         if name == called:
             command.register("action", None, Once)
-            import_module(f"metasp_lite.commands.{name}").configure(command)
+            _module(name).configure(command)
     return parser
 
 

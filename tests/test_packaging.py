@@ -276,7 +276,7 @@ def test_every_command_that_the_documents_name_exists():
     targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
     for name in ("README.md", "CONTRIBUTING.md", "data/README.md"):
         text = (ROOT / name).read_text(encoding="utf-8")
-        for command in re.findall(r"python -m metasp_lite ([a-z]+)", text):
+        for command in re.findall(r"python -m metasp_lite ([a-z]+(?:-[a-z]+)*)", text):
             assert command in COMMANDS, (name, command)
         for target in re.findall(r"(?:^|`)make ([a-z-]+)", text, re.MULTILINE):
             assert target in targets, (name, target)

@@ -40,7 +40,7 @@ class _State:
     progress: Progress
 
     def state_dict(self) -> dict[str, object]:
-        self.progress.peak_mib = max(self.progress.peak_mib, _peak_mib(self.learner.stream.images.device))
+        self.progress.peak_mib = max(self.progress.peak_mib, device_peak_mib(self.learner.stream.images.device))
         return {
             "learner": self.learner.state_dict(),
             "method": self.method.state_dict(),
@@ -282,6 +282,6 @@ def _figures(learner: Learner, progress: Progress) -> dict[str, object]:
     return figures
 
 
-def _peak_mib(device: torch.device) -> float:
+def device_peak_mib(device: torch.device) -> float:
     """Return the peak of the device's memory: torch's own count on CUDA, else the largest size of this process."""
     return torch.cuda.max_memory_allocated(device) / 2**20 if device.type == "cuda" else peak_mib()

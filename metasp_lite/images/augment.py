@@ -95,7 +95,8 @@ class Augmentation:
             return images
         count, _, height, width = images.shape
         shift = torch.randint(0, 2 * self.padding + 1, (2, count, 1), generator=generator)
-        mirrored = (torch.rand(count, 1, generator=generator) < 0.5) & self.flip
+        chance = torch.rand(count, 1, generator=generator, dtype=torch.float32)  # whatever torch's default: one draw
+        mirrored = (chance < 0.5) & self.flip
         columns = torch.arange(width).expand(count, width)
         rows = torch.arange(height) + shift[0]
         columns = torch.where(mirrored, width - 1 - columns, columns) + shift[1]

@@ -5,6 +5,7 @@ A study computes and returns; the command of its name prints and stores.
 
 from metasp_lite.studies import (
     comparison,
+    gpu,
     method_cost,
     multi_stage,
     peers,
@@ -19,6 +20,7 @@ from metasp_lite.studies.process import import_beforehand
 
 __all__ = [
     "comparison",
+    "gpu",
     "import_beforehand",
     "method_cost",
     "multi_stage",

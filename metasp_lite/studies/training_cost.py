@@ -33,7 +33,7 @@ def measure(network: str, rounds: int) -> list[dict[str, object]]:
     inputs ready.
     """
     began = time.perf_counter()
-    stream = _made_up_stream(torch.Generator().manual_seed(_SEED))
+    stream = made_up_stream()
     seconds: dict[str, list[float]] = {}
     variants: dict[str, Callable[[], object]] = {
         "bare": _bare_step(stream, network),
@@ -62,15 +62,19 @@ def measure(network: str, rounds: int) -> list[dict[str, object]]:
     ]
 
 
-def _made_up_stream(draw: torch.Generator) -> Stream:
-    """Two tasks of random images, as large as CIFAR's; for cost alone."""
+def made_up_stream(
+    count: int = 2000, side: int = 32, *, classes_per_task: int = 5, device: torch.device | str = "cpu"
+) -> Stream:
+    """Tasks of random images of ten classes, by default as large as CIFAR's; for what does not depend on the images."""
+    draw = torch.Generator().manual_seed(_SEED)
 
-    def images(count: int) -> ImageSet:
-        pixels = torch.randint(0, 256, (count, 3, 32, 32), dtype=torch.uint8, generator=draw)
+    def images(number: int) -> ImageSet:
+        pixels = torch.randint(0, 256, (number, 3, side, side), dtype=torch.uint8, generator=draw)
         names = tuple(str(k) for k in range(10))
-        return ImageSet(pixels, torch.arange(count) % 10, names, "made-up", "random numbers")
+        return ImageSet(pixels, torch.arange(number) % 10, names, "made-up", "random numbers")
 
-    return split(images(2000), images(10), classes_per_task=5, padding=4, flip=True, device=torch.device("cpu"))
+    train, test = images(count), images(10)
+    return split(train, test, classes_per_task=classes_per_task, padding=side // 8, flip=True, device=device)
 
 
 def _bare_step(stream: Stream, network: str) -> Callable[[], None]:

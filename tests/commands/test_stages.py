@@ -7,7 +7,7 @@ import torch
 
 from metasp_lite import __main__, results, settings
 from metasp_lite.calculus.curvature import NegativeCurvatureError
-from metasp_lite.studies import multi_stage, step_cost, toy_cost, training_cost, uses, variants
+from metasp_lite.studies import gpu, multi_stage, step_cost, toy_cost, training_cost, uses, variants
 
 
 @pytest.fixture(autouse=True)
@@ -44,7 +44,8 @@ def test_a_study_that_does_not_converge_ends_in_one_sentence(monkeypatch, tmp_pa
 
 
 @pytest.mark.parametrize(
-    "line", ["stages tasks", "stages optima tasks", "bench toy", "bench", "uses", "uses labels", "variants"]
+    "line",
+    ["stages tasks", "stages optima tasks", "bench toy", "bench", "uses", "uses labels", "variants", "gpu-check"],
 )
 @pytest.mark.parametrize("surroundings", ["no place", "no profile", "no project"])
 def test_what_could_not_be_stored_is_refused_before_it_is_computed(monkeypatch, tmp_path, capsys, line, surroundings):
@@ -53,7 +54,7 @@ def test_what_could_not_be_stored_is_refused_before_it_is_computed(monkeypatch, 
 
     for name in multi_stage.STUDIES:
         monkeypatch.setitem(multi_stage.STUDIES, name, no_run)
-    for module in (toy_cost, step_cost, training_cost, variants):
+    for module in (toy_cost, step_cost, training_cost, variants, gpu):
         monkeypatch.setattr(module, "study", no_run)
     for name in ("halves", "removal", "labels"):
         monkeypatch.setattr(uses, name, no_run)

@@ -9,6 +9,7 @@ from helpers.tiny_stream import make_folder
 from metasp_lite import __main__ as program
 from metasp_lite import settings
 from metasp_lite.continual import plan, training
+from metasp_lite.continual.methods import METHODS
 from metasp_lite.continual.run import Run
 
 
@@ -135,6 +136,48 @@ def test_the_grids_of_the_project_can_be_read_and_name_all_that_they_run(path, t
     jobs = plan.read_grid(path, tmp_path)
     assert len({job.name for job in jobs}) == len(jobs) >= 5
     assert path.read_text(encoding="utf-8").startswith("# ")  # says what it is for
+
+
+def runs_of(name, folder):
+    return [job.run for job in plan.read_grid(settings.PROJECT_DATA_DIR / "grids" / f"{name}.toml", folder)]
+
+
+PAPERS = {  # of its tables 2 to 4: classes a task, memories, pixels (None: the data set's own), methods that it lacks
+    "full-cifar10": (2, {300, 500}, None, set()),
+    "full-cifar100": (10, {500, 1000}, None, set()),
+    "full-mini-imagenet": (20, {500, 1000}, 84, {"gem", "hal"}),
+}
+
+
+@pytest.mark.parametrize("name", PAPERS)
+def test_the_full_grids_have_the_papers_settings(name, tmp_path):
+    """The paper's section 6.1 and tables; its learning rates are not printed."""
+    classes, memories, size, lacking = PAPERS[name]
+    runs = runs_of(name, tmp_path)
+    methods = set(METHODS) - lacking
+    assert {run.method for run in runs} == methods
+    assert {run.seed for run in runs} == {1231, 1232, 1233, 1234, 1235}
+    assert {run.settings.memory for run in runs if hasattr(run.settings, "memory")} == memories
+    assert len(runs) == 5 * (2 * (len(methods) - 2) + 2)  # fine-tune and joint have no memory
+    for run in runs:
+        assert (run.stream.classes_per_task, run.stream.size, run.stream.flip) == (classes, size, True)
+        assert (run.stream.per_class, run.stream.held_out, run.stream.wrong) == (None, None, 0)
+        assert (run.recipe.network, run.recipe.epochs, run.recipe.batch) == ("resnet18", 50, 32)
+        assert getattr(run.settings, "late_epochs", 5) == 5
+        if hasattr(run.settings, "memory") and run.method != "gem":  # which takes all of its memory
+            assert run.settings.memory_batch == 32
+        if run.method.startswith("metasp"):
+            assert run.settings.validation_size == run.settings.memory // 10
+            assert run.settings.pseudo_steps == 1
+
+
+def test_the_near_full_grid_has_all_images_and_a_tenth_of_the_epochs(tmp_path):
+    runs = runs_of("near-full-cifar10", tmp_path)
+    assert [run.method for run in runs] == [m for m in ("er", "er-late", "metasp", "metasp-rehsel") for _ in range(3)]
+    for run in runs:
+        assert (run.stream.data, run.stream.per_class, run.stream.size) == ("cifar10", None, None)
+        assert (run.recipe.network, run.recipe.epochs) == ("resnet18-20", 5)
+        assert getattr(run.settings, "late_epochs", 1) == 1
 
 
 def test_two_folders_of_one_name_are_not_mixed_up(folder, tmp_path):

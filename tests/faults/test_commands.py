@@ -188,6 +188,13 @@ LINES = {  # a command line, and what its refusal says
     "tour 01 --out /": "among or over",
     "tour /none/such.ipynb": "/none/such.ipynb",
     "tour --store 99": "'99'",
+    "gpu-check nonsense": "nonsense",
+    "gpu-check --device nonsense --out {out}/gpu.json": "'nonsense' is not here; give one of: cpu",
+    "gpu-check --device meta --out {out}/gpu.json": "'meta' is not here",
+    "gpu-check --device= --out {out}/gpu.json": "'' is not here",
+    "gpu-check --device cpu --out={folder}": "it is a folder",
+    "gpu-check --device cpu --out {file}/below": "{file}",
+    "gpu-check --device cpu --out=": "the name is empty",
     "uses nonsense": "'nonsense'; choose from halves, removal, labels",
     "uses --seeds 1": "--seeds",
     "variants nonsense": "nonsense",
@@ -332,7 +339,7 @@ def refused(line, places, capsys, says):
     out, err = capsys.readouterr()
     assert status not in (0, None), f"SILENT: {out}"
     *_, last = err.strip().splitlines()
-    sentence = re.compile(r"(metasp_lite|python -m metasp_lite[a-z ]*: error): ")
+    sentence = re.compile(r"(metasp_lite|python -m metasp_lite[a-z -]*: error): ")
     assert sentence.match(last) or sum(bool(sentence.match(each)) for each in err.splitlines()) == 1, err
     assert "Traceback" not in err
     assert re.search(filled(says, {name: re.escape(place) for name, place in places.items()}), err), f"UNNAMED: {err}"

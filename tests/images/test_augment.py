@@ -143,6 +143,20 @@ def test_the_generator_alone_decides():
     assert not torch.equal(fitted(images, draw), first)  # each call draws anew
 
 
+def test_torchs_default_numbers_decide_no_crop_and_no_flip():
+    """torch draws other numbers in float64 than in float32."""
+    images = torch.arange(40 * 9, dtype=torch.uint8).view(40, 1, 3, 3)
+    augmentation = Augmentation((0.0,), (1.0,), padding=1, flip=True)
+    found, before = [], torch.get_default_dtype()
+    try:
+        for dtype in (torch.float32, torch.float64):
+            torch.set_default_dtype(dtype)
+            found.append(augmentation.move(images, generator(5)))
+    finally:
+        torch.set_default_dtype(before)
+    assert torch.equal(*found)
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device to compare the CPU with")
 def test_every_device_makes_the_same_crops():
     images = noise(30, 3, 5, 4)
