@@ -173,6 +173,33 @@ def test_readme_quotes_the_recorded_benchmark():
         assert readme_row(start)[-1] == f"{min(values):g} to {max(values):g}", key
 
 
+def test_readme_quotes_the_recorded_comparison_with_other_libraries():
+    """A row for each library and method that was run; the ratios that the text names."""
+    found = json.loads((ROOT / "data/results/bench/peers.json").read_text())
+    methods = {"KFAC-preconditioned CG": "conjugate gradients after K-FAC", "EKFAC": "EK-FAC"}
+    seconds = {}
+    for run in found["runs"]:
+        ours = run["library"] == "metasp_lite"
+        library = "this package" if ours else f"{run['library']} {run['version']}"
+        method = methods.get(run["method"], run["method"])
+        seconds[library, method] = run["cpu_seconds_median"]
+        assert readme_row(f"{library}, {method} |")[1:] == [
+            f"{run['cpu_seconds_median']:.2f}",
+            str(run["extra_mib"]),
+            str(run["signs_right"]),
+            *(f"{run[key]:.2f}" for key in ("balanced_accuracy", "pearson", "slope")),
+            str(run["lines"]),
+        ]
+        assert run["constant_guess"] == 914
+    fastest = seconds["this package", "conjugate gradients after K-FAC"]
+    assert (
+        min(seconds["dattri 0.3.0", "conjugate gradients"], seconds["pyDVL 0.10.0", "conjugate gradients"])
+        >= 6 * fastest
+    )
+    assert found["obtained_with"]["date"] == "2026-11-28"
+    assert found["obtained_with"]["versions"]["torch"] == "2.14.1"
+
+
 NETWORKS = ("lite-cnn", "resnet18-20", "resnet18-64")
 STEPS = {
     (row["variant"], row["network"], row["n"], row["v"]): row

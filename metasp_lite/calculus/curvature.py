@@ -11,7 +11,6 @@ from torch import Tensor
 
 from metasp_lite.calculus.checks import check_finite
 from metasp_lite.calculus.first_layer import first_linear, hessian_by_first_layer
-from metasp_lite.calculus.forward import has_no_rule
 from metasp_lite.calculus.losses import ExampleLosses, Penalised, require_losses
 from metasp_lite.calculus.parameters import require_places, require_vector
 from metasp_lite.calculus.second_order import Graph, differentiated, gradient_graph, hessian_by_products
@@ -234,17 +233,12 @@ class Curvature(Generic[_AnyObjective]):
         losses, hessian = self.objective.losses, torch.empty(0)
         if not isinstance(losses, ExampleLosses) or (first := first_linear(losses)) is None:
             return None
-        try:
-            for share, index in self._pieces():
-                part = losses
-                if index is not None:
-                    part = ExampleLosses(losses.model, losses.inputs[index], losses.labels[index], losses.loss)
-                piece = share * hessian_by_first_layer(part, self._theta, first)
-                hessian = piece if len(hessian) == 0 else hessian.add_(piece)
-        except RuntimeError as error:
-            if not has_no_rule(error):
-                raise
-            return None
+        for share, index in self._pieces():
+            part = losses
+            if index is not None:
+                part = ExampleLosses(losses.model, losses.inputs[index], losses.labels[index], losses.loss)
+            piece = hessian_by_first_layer(part, self._theta, first).mul_(share)  # P² numbers: in place
+            hessian = piece if len(hessian) == 0 else hessian.add_(piece)
         hessian.diagonal().add_(self.objective.l2)
         (probe,) = self._probes(1)
         self._require_symmetry()

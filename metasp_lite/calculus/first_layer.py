@@ -6,12 +6,12 @@ The fast path of ``Curvature.dense``, which compares it with one product; its sl
 
 import torch
 from torch import Tensor, nn
-from torch.func import grad, jvp
 
 from metasp_lite.calculus.checks import check_finite
 from metasp_lite.calculus.forward import outputs_at
 from metasp_lite.calculus.losses import ExampleLosses
 from metasp_lite.calculus.parameters import pieces
+from metasp_lite.calculus.second_order import differentiated, gradient_graph
 
 
 def is_plain(losses: ExampleLosses) -> bool:
@@ -64,12 +64,17 @@ def hessian_by_first_layer(losses: ExampleLosses, theta: Tensor, first: int) -> 
     x = losses.inputs.flatten(1)
     z = x @ weight.T + (theta[layer.weight.numel() : wide] if layer.bias is not None else 0.0)
 
-    def phi(z: Tensor, psi: Tensor) -> Tensor:
-        outputs = outputs_at(head, pieces(psi, shapes), z.clone())  # a copy, for layers that act in place
+    def phi(z_psi: Tensor) -> Tensor:
+        inputs = z_psi[: z.numel()].view_as(z).clone()  # a copy, for layers that act in place
+        outputs = outputs_at(head, pieces(z_psi[z.numel() :], shapes), inputs)
         return losses.loss(outputs, losses.labels).sum() / n
 
-    def column(dz: Tensor, dpsi: Tensor) -> tuple[Tensor, Tensor]:
-        return jvp(grad(phi, argnums=(0, 1)), (z, psi), (dz, dpsi))[1]
+    # Twice backwards: torch.func's forward mode over its gradient imports 55 MiB before its first answer.
+    graph = gradient_graph(phi, torch.cat([z.flatten(), psi]))
+
+    def column(z_direction: Tensor, psi_direction: Tensor) -> tuple[Tensor, Tensor]:
+        product = differentiated(graph, torch.cat([z_direction.flatten(), psi_direction]), keep=True)
+        return product[: z.numel()].view_as(z), product[z.numel() :]
 
     # Where each W_j, and b_j behind it, stands in θ; x gains a constant input for b.
     places = torch.arange(layer.weight.numel(), device=theta.device).view(width, -1)

@@ -21,10 +21,10 @@ from tqdm import tqdm
 from metasp_lite.calculus.optimum import minimise
 from metasp_lite.calculus.solvers import EKFAC, KFAC, ConjugateGradient, Exact
 from metasp_lite.course import problems
-from metasp_lite.influence.agreement import pearson, sign_confusion
 from metasp_lite.memory import forget_peak, peak_mib
 from metasp_lite.studies import adapters
 from metasp_lite.studies.process import import_beforehand, in_fresh_process
+from metasp_lite.studies.quality import quality
 
 _L2, _HIDDEN = 0.03, 8
 _CALLS = 3  # that are timed, after a first one that has the first-use costs of torch and of the library
@@ -172,7 +172,7 @@ def _measured(contender: _Contender, seed: int, theta: list[float], exact: list[
         "cpu_seconds_median": round(statistics.median(seconds), 3),
         "cpu_seconds_min": round(seconds[0], 3),
         "extra_mib": round(mib),
-        **_quality(true, scores),
+        **quality(true, scores),
     }
 
 
@@ -181,18 +181,6 @@ def _timed(contender: _Contender, trained: adapters.Trained) -> tuple[float, Ten
     begin = time.process_time()
     scores = contender(trained)
     return time.process_time() - begin, scores
-
-
-def _quality(true: Tensor, scores: Tensor) -> dict[str, float]:
-    """Signs, correlation and slope of scores against the true influences ``(n,)``; a slope of 1 is the right size."""
-    signs, centred = sign_confusion(true, scores), true - true.mean()
-    return {
-        "signs_right": signs.agreement,
-        "constant_guess": signs.baseline,
-        "balanced_accuracy": round(signs.balanced_accuracy, 3),
-        "pearson": round(pearson(true, scores), 4),
-        "slope": round(float(centred @ scores / (centred @ centred)), 3),
-    }
 
 
 def _row(contender: _Contender) -> dict[str, object]:
