@@ -2,6 +2,7 @@
 
 from metasp_lite.course import (
     approximation_plots,
+    guide,
     notation,
     optimum_plots,
     plots,
@@ -20,6 +21,7 @@ __all__ = [
     "LiveCurves",
     "TwoStages",
     "approximation_plots",
+    "guide",
     "notation",
     "optimum_plots",
     "plots",
