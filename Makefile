@@ -11,6 +11,9 @@ IN_VENV := $(VENV)/bin/python -m
 PROCESSES := 2
 IN_PARALLEL := env OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(IN_VENV) pytest -n $(PROCESSES)
 
+# Passed on to JupyterLab: make lab LAB_OPTIONS="--no-browser --port=9999"
+LAB_OPTIONS :=
+
 # With a Matplotlib backend of the user's own choice the figures would not appear in the notebooks.
 unexport MPLBACKEND
 
@@ -19,7 +22,7 @@ unexport MPLBACKEND
 
 help:
 	@echo "make tour       run every notebook without a browser and keep the results as HTML pages"
-	@echo "make lab        open the notebooks in JupyterLab"
+	@echo "make lab        open your copy of the notebooks, my-notebooks/, in JupyterLab; it is never overwritten"
 	@echo "make test       unit tests, every notebook against its stored outputs, lint"
 	@echo "make test-faults  kills, full disks and damaged files, 100 of each kind; FAULTS_TRIALS=..., FAULTS_SEED=..."
 	@echo "make test-newest  the same with the newest packages instead of those in constraints.txt, in .venv-newest"
@@ -33,7 +36,7 @@ tour: $(STAMP)
 	@$(IN_VENV) metasp_lite tour
 
 lab: $(STAMP)
-	@$(IN_VENV) jupyterlab notebooks
+	@$(IN_VENV) metasp_lite lab -- $(LAB_OPTIONS)
 
 notebooks: $(STAMP)
 	@METASP_PROFILE=lite $(IN_VENV) metasp_lite tour --store
