@@ -17,7 +17,7 @@ from metasp_lite.exercises.weighted_step import (
 )
 
 # in the order in which the notebooks have them
-TASKS = {
+EXERCISES = {
     "01": {
         "times_counted": times_counted,
         "influence_of_each": influence_of_each,

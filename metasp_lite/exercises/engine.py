@@ -17,7 +17,7 @@ Arguments = tuple[Any, ...]
 
 
 @dataclass(frozen=True)
-class Verdict:
+class _Verdict:
     """What a check says; a notebook shows it as text."""
 
     right: bool | None  # None: not answered yet
@@ -29,7 +29,7 @@ class Verdict:
 
 
 @dataclass(frozen=True)
-class Task:
+class Exercise:
     """A function that a learner writes: called with one, it says whether it is right, or which error it makes.
 
     ``source`` is the solution, with the holes of the stub in ⟦ ⟧.  ``draw(generator, number)`` returns the arguments
@@ -57,43 +57,43 @@ class Task:
         """The code without holes."""
         return _HOLE.sub(r"\1", self.source.strip("\n"))
 
-    def __call__(self, answer: Any, seed: int | None = None) -> Verdict:
+    def __call__(self, answer: Any, seed: int | None = None) -> _Verdict:
         """Say whether ``answer`` is right on random instances, other ones at each call unless ``seed`` is given."""
         draw = torch.Generator()
         draw.seed() if seed is None else draw.manual_seed(seed)
         instances = [self.draw(draw, number) for number in range(_INSTANCES)]
         if answer is ... or answer is None:
-            return Verdict(None, "not answered yet")
+            return _Verdict(None, "not answered yet")
         if not callable(answer):
-            return Verdict(False, f"not yet: answer is {answer!r}; make it a function, as in the stub")
+            return _Verdict(False, f"not yet: answer is {answer!r}; make it a function, as in the stub")
         results = []
         for arguments in instances:
             try:
                 result = answer(*map(_copied, arguments))
                 if result is ... or result is None:
-                    return Verdict(None, "not answered yet")
+                    return _Verdict(None, "not answered yet")
                 results.append(_numbers(self.seen(_numbers(result), *arguments)))
             except Exception as error:  # whatever a learner's code raises is theirs to read
                 if "ellipsis" in str(error).lower():  # an open hole has gone into something
-                    return Verdict(None, "not answered yet")
-                return Verdict(False, f"not yet: your code stops with {type(error).__name__}: {error}")
+                    return _Verdict(None, "not answered yet")
+                return _Verdict(False, f"not yet: your code stops with {type(error).__name__}: {error}")
         return self._verdict(instances, results)
 
-    def _verdict(self, instances: list[Arguments], results: list[Tensor]) -> Verdict:
+    def _verdict(self, instances: list[Arguments], results: list[Tensor]) -> _Verdict:
         truths = self._all(self.truth, instances)
         if all(map(_alike, results, truths)):
-            return Verdict(True, f"right: {_INSTANCES} random cases ({self.checked}), to three digits")
+            return _Verdict(True, f"right: {_INSTANCES} random cases ({self.checked}), to three digits")
         for hint, wrong in self.wrong.items():
             if all(map(_alike, results, self._all(wrong, instances))):
-                return Verdict(False, f"not yet: {hint}")
+                return _Verdict(False, f"not yet: {hint}")
         failed = next(k for k, pair in enumerate(zip(results, truths, strict=True)) if not _alike(*pair))
         got, true = results[failed], truths[failed]
         if got.numel() != true.numel():
-            return Verdict(False, f"not yet: {got.numel()} numbers where {true.numel()} are asked for")
+            return _Verdict(False, f"not yet: {got.numel()} numbers where {true.numel()} are asked for")
         if not got.isfinite().all():
-            return Verdict(False, "not yet: not a finite number in one of the cases; is something divided by zero?")
+            return _Verdict(False, "not yet: not a finite number in one of the cases; is something divided by zero?")
         misses = sum(not _alike(*pair) for pair in zip(results, truths, strict=True))
-        return Verdict(False, f"not yet: {misses} of {_INSTANCES} random cases ({self.checked}) come out otherwise")
+        return _Verdict(False, f"not yet: {misses} of {_INSTANCES} random cases ({self.checked}) come out otherwise")
 
     def _all(self, function: Callable[..., Any], instances: list[Arguments]) -> list[Tensor]:
         return [_numbers(self.seen(_numbers(function(*each)), *each)) for each in instances]

@@ -4,7 +4,7 @@ import torch
 from torch import Generator, Tensor
 
 from metasp_lite.exercises import draws
-from metasp_lite.exercises.engine import Arguments, Task
+from metasp_lite.exercises.engine import Arguments, Exercise
 
 
 def _scores_and_n(draw: Generator, _: int) -> Arguments:
@@ -43,7 +43,7 @@ def _all_but(n: int, i: int) -> Tensor:
     return (torch.arange(n) != i).double()
 
 
-times_counted = Task(
+times_counted = Exercise(
     "How often does it count?",
     "An example gets the extra weight ε on top of its $\\frac1n$. How many times does it count, if a plain one counts "
     "once?",
@@ -62,7 +62,7 @@ def answer(epsilon, n):
     "n from 5 to 20, ε of both signs",
 )
 
-influence_of_each = Task(
+influence_of_each = Exercise(
     "The influence of every example",
     "Given the gradients of all $n$ losses as rows, the Hessian and the validation gradient: the influence of each "
     "example on the validation loss. One solve is enough.",
@@ -89,7 +89,7 @@ def answer(grads, H, grad_V):
     "5 to 12 examples, 2 to 5 parameters",
 )
 
-predicted_change = Task(
+predicted_change = Exercise(
     "From influence to leaving one out",
     "Given the influences of all $n$ examples: by how much will the validation loss change when each of them alone is "
     "left out?",
@@ -108,7 +108,7 @@ def answer(scores, n):
     "5 to 20 influences of both signs",
 )
 
-damped_solution = Task(
+damped_solution = Exercise(
     "A damped solve",
     "Solve $(H+\\delta\\,\\mathrm{Id})\\,q=v$.",
     '''
@@ -130,7 +130,7 @@ def answer(H, v, delta):
     "2 to 6 parameters, damping below the eigenvalues",
 )
 
-ridge_without = Task(
+ridge_without = Exercise(
     "The truth: train again without one",
     "Ridge regression has its optimum in closed form. Its objective is "
     "$\\frac1n\\sum_j\\frac12(x_j^\\top\\theta-y_j)^2+\\frac\\lambda2\\lVert\\theta\\rVert^2$. Find the optimum "

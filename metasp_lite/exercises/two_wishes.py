@@ -5,7 +5,7 @@ from torch import Generator, Tensor
 
 from metasp_lite.calculus import min_norm_pair
 from metasp_lite.exercises import draws
-from metasp_lite.exercises.engine import Arguments, Task
+from metasp_lite.exercises.engine import Arguments, Exercise
 
 
 def _bottom(g1: Tensor, g2: Tensor) -> Tensor:
@@ -41,7 +41,7 @@ def _between(H1: Tensor, c1: Tensor, H2: Tensor, c2: Tensor, gamma: float) -> Te
     return c1 - torch.linalg.solve(gamma * H1 + (1 - gamma) * H2, slope)
 
 
-best_share = Task(
+best_share = Exercise(
     "γ* and its corner cases",
     "The share γ* of the first vector in the shortest mixture $\\gamma g_1+(1-\\gamma)g_2$ with $0\\le\\gamma\\le1$. "
     "Mind the pair that is equal.",
@@ -71,7 +71,7 @@ def answer(g1, g2):
     seen=_mixture,
 )
 
-common_descent = Task(
+common_descent = Exercise(
     "The step that serves both",
     "The steepest common descent direction $d^*$ of two gradients. (You may use `min_norm_pair` or your γ*.)",
     '''
@@ -96,7 +96,7 @@ def answer(g1, g2):
     "an equal pair, wide and narrow angles, either one longer",
 )
 
-best_slope = Task(
+best_slope = Exercise(
     "How steep is it?",
     "The bound $\\tau^*$, which neither slope along $d^*$ exceeds, from $d^*$ alone.",
     '''
@@ -114,7 +114,7 @@ def answer(d):
     "directions of 2 to 6 numbers",
 )
 
-safe_step = Task(
+safe_step = Exercise(
     "A step that is safe for both",
     "Two quadratic losses with the Hessians $H_1$ and $H_2$: up to which step size does no step along $d^*$ raise a "
     "loss, whatever the gradients (section 5)?",
@@ -143,7 +143,7 @@ def answer(H1, H2):
     "2 to 4 parameters, either loss stiffer",
 )
 
-pareto_point = Task(
+pareto_point = Exercise(
     "A point of the Pareto front",
     "Two quadratic losses $\\frac12(\\theta-c_i)^\\top H_i(\\theta-c_i)$: the point $\\theta_\\gamma$ at which the "
     "mixture with share γ of the first gradient vanishes.",

@@ -5,7 +5,7 @@ from torch import Generator, Tensor
 
 from metasp_lite.calculus import min_norm_pair
 from metasp_lite.exercises import draws
-from metasp_lite.exercises.engine import Arguments, Task
+from metasp_lite.exercises.engine import Arguments, Exercise
 
 
 def _step(draw: Generator, _: int) -> Arguments:
@@ -52,7 +52,7 @@ def _shortest(first: Tensor, second: Tensor) -> Tensor:
     return min_norm_pair(first, second).point
 
 
-step_influence = Task(
+step_influence = Exercise(
     "Influence through one step",
     "Given the gradients of the batch's losses at $\\theta$ as rows, the step size and a function that returns the "
     "validation gradient anywhere: the derivative of $\\ell(V,\\theta')$ by our $E$, for each example.",
@@ -80,7 +80,7 @@ def answer(grads, theta, a, grad_V):
     "batches of 4 to 9, 2 to 5 parameters, a quadratic validation loss",
 )
 
-relative_weights = Task(
+relative_weights = Exercise(
     "From two influences to weights",
     "The weights $w$ of the variant `relative`: with the shortest mixture $I^*$ of both influences, $n\\,w_i=1-I^*_i$.",
     '''
@@ -106,7 +106,7 @@ def answer(I_S, I_P):
     "batches of 4 to 9 with influences that disagree",
 )
 
-official_weights = Task(
+official_weights = Exercise(
     "The weights of the authors' code",
     "With the fused influence $I^*$ (of the rescaled influences) the variant `official` takes "
     "$w_i=\\frac{1-I^*_i}{\\sum_j(1-I^*_j)}$.",
@@ -133,7 +133,7 @@ def answer(fused):
     "6 to 10 influences, one of them above 1",
 )
 
-step_with_momentum = Task(
+step_with_momentum = Exercise(
     "A step with momentum",
     "Where does SGD with momentum lead (section 6)? $b$ is the velocity that the last step has left, $g$ the gradient "
     "of this one.",
@@ -157,7 +157,7 @@ def answer(theta, g, b, a, beta):
     "2 to 5 parameters, a = 0.3, β = 0.8",
 )
 
-promised_change = Task(
+promised_change = Exercise(
     "What do the weights promise?",
     "By how much, to first order, does the validation loss after a step with the weights $w$ differ from that after a "
     "plain step? The influences are derivatives by our $E$.",

@@ -11,7 +11,7 @@ from metasp_lite import settings
 from metasp_lite.calculus import min_norm_pair
 from metasp_lite.exercises import check
 
-ALL = {name: task for tasks in check.TASKS.values() for name, task in tasks.items()}
+ALL = {name: task for tasks in check.EXERCISES.values() for name, task in tasks.items()}
 SEEDS = range(10)
 by_task = pytest.mark.parametrize("name", ALL)
 
@@ -94,12 +94,12 @@ def test_the_wrong_count_and_a_division_by_zero_are_named():
 
 
 @pytest.mark.parametrize(
-    ("number", "name"), [(number, name) for number, tasks in check.TASKS.items() for name in tasks]
+    ("number", "name"), [(number, name) for number, tasks in check.EXERCISES.items() for name in tasks]
 )
 def test_a_notebook_has_question_stub_check_and_folded_solution_in_this_order(number, name):
     (path,) = (settings.PROJECT_DIR / "notebooks").glob(f"{number}-*.ipynb")
     cells, task = nbformat.read(path, as_version=4).cells, ALL[name]
-    place = 1 + list(check.TASKS[number]).index(name)
+    place = 1 + list(check.EXERCISES[number]).index(name)
     (at,) = [k for k, cell in enumerate(cells) if cell.source == f"check.{name}(answer)"]
     question, stub, asked, solution = cells[at - 2 : at + 2]
     assert question.source.endswith(f"### Your turn {place}: {task.title}\n\n{task.question}")
