@@ -11,15 +11,20 @@ IN_VENV := $(VENV)/bin/python -m
 PROCESSES := 2
 IN_PARALLEL := env OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(IN_VENV) pytest -n $(PROCESSES)
 
+# Passed on to JupyterLab: make lab LAB_OPTIONS="--no-browser --port=9999"
+LAB_OPTIONS :=
+# With a folder that make wheelhouse has filled, everything is installed from it and no network is asked.
+WHEELHOUSE :=
+
 # With a Matplotlib backend of the user's own choice the figures would not appear in the notebooks.
 unexport MPLBACKEND
 
 .DEFAULT_GOAL := help
-.PHONY: help tour lab test test-faults test-newest lint notebooks bench bench-peers setup
+.PHONY: help tour lab test test-faults test-newest lint notebooks bench bench-peers setup wheelhouse
 
 help:
 	@echo "make tour       run every notebook without a browser and keep the results as HTML pages"
-	@echo "make lab        open the notebooks in JupyterLab"
+	@echo "make lab        open your copy of the notebooks, my-notebooks/, in JupyterLab; it is never overwritten"
 	@echo "make test       unit tests, every notebook against its stored outputs, lint"
 	@echo "make test-faults  kills, full disks and damaged files, 100 of each kind; FAULTS_TRIALS=..., FAULTS_SEED=..."
 	@echo "make test-newest  the same with the newest packages instead of those in constraints.txt, in .venv-newest"
@@ -27,13 +32,15 @@ help:
 	@echo "make notebooks  run every notebook and store its outputs in it"
 	@echo "make bench      measure what influences and a MetaSP step cost; results go to data/results/bench"
 	@echo "make bench-peers  the toy's influences by other libraries beside ours, in .venv-peers; not part of make test"
+	@echo "make wheelhouse  all packages as files in build/wheelhouse, for machines of this kind without a network; there:"
+	@echo "                 make tour WHEELHOUSE=/path/to/wheelhouse"
 	@echo "All of them set up .venv first; PYTHON=... picks the interpreter for that (3.11 or newer)."
 
 tour: $(STAMP)
 	@$(IN_VENV) metasp_lite tour
 
 lab: $(STAMP)
-	@$(IN_VENV) jupyterlab notebooks
+	@$(IN_VENV) metasp_lite lab -- $(LAB_OPTIONS)
 
 notebooks: $(STAMP)
 	@METASP_PROFILE=lite $(IN_VENV) metasp_lite tour --store
@@ -74,6 +81,12 @@ test-newest:
 	@rm -rf .venv-newest
 	@$(MAKE) test VENV=.venv-newest CONSTRAINTS=
 
+# With what building the package itself asks for; an installation from the folder alone finds it there.
+wheelhouse: $(STAMP)
+	@mkdir -p build/wheelhouse
+	@$(IN_VENV) pip download -q -d build/wheelhouse $(CONSTRAINTS:%=-c %) "setuptools>=77.0.3" ".[test]"
+	@du -sh build/wheelhouse
+
 setup: $(STAMP)
 
 # The stamp is written last and says where the checkout lay: an interrupted set-up, a new pyproject.toml or a moved
@@ -98,7 +111,7 @@ $(STAMP): pyproject.toml $(CONSTRAINTS)
 	again=; if [ -e $(BEGUN) ]; then again=--clear; fi; \
 	touch $(BEGUN); \
 	"$(PYTHON)" -m venv $$again $(VENV) >$(LOG) 2>&1 || fail "cannot make $(VENV): see $(LOG)"; \
-	if ! $(IN_VENV) pip install -e ".[test]" $(CONSTRAINTS:%=-c %) >>$(LOG) 2>&1; then \
+	if ! $(IN_VENV) pip install $(WHEELHOUSE:%=--no-index --find-links %) -e ".[test]" $(CONSTRAINTS:%=-c %) >>$(LOG) 2>&1; then \
 		if grep -qiE 'NewConnectionError|ConnectTimeout|ReadTimeout|ProxyError|SSLError|Connection(Reset|Refused)|name resolution|unreachable|from versions: none' $(LOG); then \
 			fail "cannot download the packages: check the network, then run the same command again (details: $(LOG))"; \
 		elif grep -q 'No space left on device' $(LOG); then \

@@ -20,6 +20,7 @@ from metasp_lite.commands.options import Once
 COMMANDS = {
     "data": "list the data sets that are here, or download one",
     "tour": "run the notebooks without a browser",
+    "lab": "open JupyterLab on a copy of the notebooks that is yours",
     "bench": "measure what influences, a MetaSP step and training cost, and store it",
     "train": "train one method on one stream; the same line again goes on",
     "grid": "train all combinations of streams, methods, memory sizes and seeds",

@@ -135,6 +135,14 @@ def test_version_is_the_same_everywhere():
     assert PROJECT["version"] == metasp_lite.__version__ == importlib.metadata.version("metasp_lite")
 
 
+def test_the_citation_is_of_this_project_and_of_both_papers():
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert (cited["cff-version"], cited["title"]) == ("1.2.0", PROJECT["name"])
+    assert (cited["version"], cited["license"]) == (PROJECT["version"], PROJECT["license"])
+    assert cited["abstract"].startswith(PROJECT["description"])
+    assert [paper["year"] for paper in cited["references"]] == [2022, 2020]
+
+
 def test_readme_names_both_commands_and_ci_runs_the_second():
     readme = [line.strip() for line in (ROOT / "README.md").read_text().splitlines()]
     assert any(line.startswith("make tour") for line in readme)

@@ -2,7 +2,7 @@
 
 from metasp_lite.course import (
     approximation_plots,
-    evidence_plots,
+    guide,
     notation,
     optimum_plots,
     plots,
@@ -21,7 +21,7 @@ __all__ = [
     "LiveCurves",
     "TwoStages",
     "approximation_plots",
-    "evidence_plots",
+    "guide",
     "notation",
     "optimum_plots",
     "plots",

@@ -13,6 +13,7 @@ from nbconvert import HTMLExporter
 from nbformat import NotebookNode
 from nbformat.v4 import new_markdown_cell, new_notebook
 
+from metasp_lite.course import cards
 from metasp_lite.course.execution import Execution
 from metasp_lite.files import write_atomically
 
@@ -43,7 +44,6 @@ MathJax.Hub.Config({"HTML-CSS": {availableFonts: [], preferredFont: null, imageF
 {% endblock %}"""
 # an address without a scheme, a host or a leading slash, up to its fragment
 _RELATIVE_LINK = re.compile(r'(<a\b[^>]*?\bhref=")(?![a-zA-Z][a-zA-Z0-9+.-]*:|[/#?])([^"#?]+)')
-_QUESTION = re.compile(r"^\|\s*\*\*Question\*\*\s*\|(.*)\|\s*$", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -137,5 +137,4 @@ def listed(path: Path, place: Path) -> _Listed:
         text = str(nbformat.read(path, as_version=nbformat.NO_CONVERT)["cells"][0]["source"])
     except Exception:  # whatever a file that is no notebook makes of nbformat; that it is none, its run says
         return _Listed(place, "", "")
-    first, question = text.partition("\n")[0], _QUESTION.search(text)
-    return _Listed(place, first[2:].strip() if first.startswith("# ") else "", question[1].strip() if question else "")
+    return _Listed(place, cards.title(text), cards.row(text, "Question"))

@@ -1,12 +1,14 @@
-"""What notebook 03 draws: scores with their intervals, and curves with bands."""
+"""What notebooks 03 and 07 draw: scores and arms with their intervals, and curves with bands."""
 
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
+import seaborn as sns
 from matplotlib.axes import Axes
+from matplotlib.patches import Rectangle
 
-from metasp_lite.course.plots import BLUE, LINES, ORANGE
+from metasp_lite.course.plots import BLUE, BROWN, GREEN, LINES, ORANGE, moved_apart
 from metasp_lite.course.stage_plots import named_lines
 from metasp_lite.doors import typed
 
@@ -67,3 +69,89 @@ def detection(ax: Axes, found: Mapping[str, Sequence[float]], *, rate: float, ti
         ax.plot(np.linspace(0, 1, len(shares)), shares, label=name)
     ax.set(xlim=(0, 1), ylim=(0, 1.02), xlabel="share inspected", ylabel="share of wrong labels found", title=title)
     ax.legend(fontsize=8, loc="lower right")
+
+
+@typed
+def best_of_each_row(ax: Axes, accuracies: pd.DataFrame) -> None:
+    """Draw accuracies in per cent, a row a method and a column a learning rate; a frame around the best of each row."""
+    sns.heatmap(accuracies, ax=ax, annot=True, fmt=".1f", cmap="viridis", cbar=False)
+    ax.grid(visible=False)
+    for row, best in enumerate(accuracies.to_numpy().argmax(axis=1)):
+        ax.add_patch(_frame(float(best), float(row)))
+    ax.set(xlabel="learning rate", ylabel="")
+    ax.tick_params(axis="y", rotation=0)
+
+
+@typed
+def beside_the_paper(ax: Axes, ours: Mapping[str, Interval], paper: Mapping[str, float]) -> None:
+    """Draw our differences with their intervals, and the paper's of the same name as diamonds in the row below."""
+    forest(ax, ours)
+    names = list(ours)
+    shown = [(value, len(names) - 1 - names.index(name) - 0.28) for name, value in paper.items() if name in names]
+    if shown:
+        ax.plot(*zip(*shown, strict=True), "D", color=ORANGE, markersize=6, label="the paper's", linestyle="none")
+        ax.plot([], [], "o-", color=BLUE, label="ours, with its 95 % interval")
+        ax.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncol=2)
+
+
+@typed
+def gain_against_dose(
+    ax: Axes, doses: Mapping[float, Interval], controls: Mapping[str, Interval], detectable: float
+) -> None:
+    """Draw the gain at each dose, beside it the ``controls``, and ± the difference that could have been detected.
+
+    Raises:
+        ValueError: when there is no dose.
+    """
+    if len(doses) == 0:
+        raise ValueError("no doses; give at least one with its mean and interval")
+    ax.axhspan(-detectable, detectable, color="0.93", zorder=0)
+    ax.axhline(0, color="0.5", linewidth=1)
+    at, rows = list(doses), np.array(list(doses.values()))
+    ax.errorbar(at, rows[:, 0], _arms(rows), color=BLUE, marker="o", linewidth=1.5, capsize=3)
+    colours = (ORANGE, GREEN, BROWN, "0.3")
+    for number, (name, row) in enumerate(controls.items()):
+        place, colour = max(at) * (1.12 + 0.13 * number), colours[number % len(colours)]
+        ax.errorbar([place], [row[0]], _arms(np.array([row])), color=colour, marker="s", capsize=3)
+        ax.annotate(name, (place, row[2]), (0, 5), textcoords="offset points", color=colour, fontsize=8, rotation=60)
+    ax.annotate("too small to be detected", (0, -detectable), (2, 3), textcoords="offset points", fontsize=8)
+    ax.set_xticks(at, [f"{dose:g}" for dose in at])
+    ax.set(xlabel="dose (0: plain weights)", ylabel="gain in $A_\\infty$, points")
+
+
+@typed
+def cost_against_accuracy(ax: Axes, costs: Mapping[str, float], accuracies: Mapping[str, Interval]) -> None:
+    """Draw each method's accuracy with its interval over what its run costs, on a log scale, and its name beside it.
+
+    Raises:
+        ValueError: when one of the two lacks a method of the other.
+    """
+    if odd := sorted(set(costs) ^ set(accuracies)):
+        raise ValueError(f"{odd[0]} has a cost or an accuracy, not both; give both of each method")
+    rows = np.array([accuracies[name] for name in costs])
+    ax.errorbar(list(costs.values()), rows[:, 0], _arms(rows), fmt="o", color=BLUE, capsize=2)
+    order = sorted(costs, key=lambda name: accuracies[name][0])
+    heights = moved_apart(np.array([accuracies[name][0] for name in order]), 0.05 * float(np.ptp(rows)))
+    for name, height in zip(order, heights, strict=True):
+        ax.annotate(name, (costs[name] * 1.06, height), fontsize=9, va="center")
+    ax.set(xscale="log", xlabel="operations of a run, in runs of ER", ylabel="$A_\\infty$ (%)")
+
+
+@typed
+def with_intervals(ax: Axes, bands: Mapping[float | None, Interval], *, color: str, marker: str, label: str) -> None:
+    """Draw means with their intervals over a setting's values; at None, what does not depend on it, as a level line."""
+    rows = np.array(list(bands.values()))
+    if None in bands:
+        ax.axhline(rows[0, 0], color=color, dashes=(4, 3), label=label)
+        ax.axhspan(rows[0, 1], rows[0, 2], color=color, alpha=0.1, linewidth=0)
+    else:
+        ax.errorbar(list(bands), rows[:, 0], _arms(rows), color=color, marker=marker, capsize=3, label=label)
+
+
+def _arms(rows: np.ndarray) -> np.ndarray:
+    """Return how far intervals ``(n, 3)`` reach below and above their means, as Matplotlib takes them."""
+    return np.stack([rows[:, 0] - rows[:, 1], rows[:, 2] - rows[:, 0]])
+
+
+def _frame(column: float, row: float) -> Rectangle:
+    return Rectangle((column + 0.03, row + 0.03), 0.94, 0.94, fill=False, edgecolor="white", linewidth=2)

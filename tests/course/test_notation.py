@@ -13,6 +13,7 @@ from metasp_lite import settings
 from metasp_lite.course import notation
 
 NOTEBOOKS = {path.name[:2]: path for path in sorted((settings.PROJECT_DIR / "notebooks").glob("*.ipynb"))}
+FRONT_DOOR = NOTEBOOKS.pop("00")  # it declares nothing, and shows the whole registry
 # The letters of which each subscript has to be in the registry, too: they once had two meanings, or have another one in
 # the paper.  Of the others the letter has to be there.
 WATCHED = [*"EKPas", r"\alpha", r"\delta", r"\epsilon", r"\gamma", r"\kappa", r"\lambda", r"\mu", r"\tau"]
@@ -181,6 +182,14 @@ def test_a_notebook_declares_and_uses_symbols_as_the_registry_has_them(number):
     notebook = nbformat.read(NOTEBOOKS[number], as_version=4)
     wrong = everything_wrong(notebook, number)
     assert not wrong, "\n".join(wrong)
+
+
+def test_the_front_door_shows_every_symbol_and_binds_none():
+    notebook = nbformat.read(FRONT_DOOR, as_version=4)
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    shown = "\n".join(output["data"].get("text/markdown", "") for output in outputs if "data" in output)
+    assert re.findall(r"(?m)^\| \$(.+?)\$ \|", shown) == [row.symbol for row in notation.SYMBOLS]
+    assert not coded_otherwise(notebook, "00")
 
 
 @pytest.mark.parametrize("row", [row for row in notation.SYMBOLS if row.home in NOTEBOOKS], ids=lambda row: row.symbol)

@@ -76,7 +76,10 @@ def site(tmp_path_factory) -> Path:
 
 
 def texts(path: Path) -> list[str]:
-    return [cell.source for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "markdown"]
+    """The text of a notebook, and what its cells show as Markdown: notebook 00's tables are outputs."""
+    cells = nbformat.read(path, as_version=4).cells
+    shown = [output.get("data", {}).get("text/markdown") for cell in cells for output in cell.get("outputs", [])]
+    return [*(cell.source for cell in cells if cell.cell_type == "markdown"), *filter(None, shown)]
 
 
 def opened(page: Path, profile: Path) -> str:
