@@ -145,7 +145,8 @@ def with_intervals(ax: Axes, bands: Mapping[float | None, Interval], *, color: s
         ax.axhline(rows[0, 0], color=color, dashes=(4, 3), label=label)
         ax.axhspan(rows[0, 1], rows[0, 2], color=color, alpha=0.1, linewidth=0)
     else:
-        ax.errorbar(list(bands), rows[:, 0], _arms(rows), color=color, marker=marker, capsize=3, label=label)
+        at = np.array(list(bands), dtype=float)
+        ax.errorbar(at, rows[:, 0], _arms(rows), color=color, marker=marker, capsize=3, label=label)
 
 
 def _arms(rows: np.ndarray) -> np.ndarray:

@@ -7,7 +7,7 @@ from metasp_lite.exercises.one_example import (
     ridge_without,
     times_counted,
 )
-from metasp_lite.exercises.two_wishes import best_share, best_slope, common_descent, pareto_point, safe_step
+from metasp_lite.exercises.two_wishes import best_share, best_slope, common_descent, largest_step, pareto_point
 from metasp_lite.exercises.weighted_step import (
     official_weights,
     promised_change,
@@ -29,7 +29,7 @@ EXERCISES = {
         "best_share": best_share,
         "common_descent": common_descent,
         "best_slope": best_slope,
-        "safe_step": safe_step,
+        "largest_step": largest_step,
         "pareto_point": pareto_point,
     },
     "05": {

@@ -114,7 +114,7 @@ def answer(d):
     "directions of 2 to 6 numbers",
 )
 
-safe_step = Exercise(
+largest_step = Exercise(
     "A step that is safe for both",
     "Two quadratic losses with the Hessians $H_1$ and $H_2$: up to which step size does no step along $d^*$ raise a "
     "loss, whatever the gradients (section 5)?",
