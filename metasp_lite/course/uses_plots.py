@@ -76,7 +76,7 @@ def best_of_each_row(ax: Axes, accuracies: pd.DataFrame) -> None:
     """Draw accuracies in per cent, a row a method and a column a learning rate; a frame around the best of each row."""
     sns.heatmap(accuracies, ax=ax, annot=True, fmt=".1f", cmap="viridis", cbar=False)
     ax.grid(visible=False)
-    for row, best in enumerate(accuracies.to_numpy().argmax(axis=1)):
+    for row, best in enumerate(np.nanargmax(accuracies.to_numpy(dtype=float), axis=1)):
         ax.add_patch(_frame(float(best), float(row)))
     ax.set(xlabel="learning rate", ylabel="")
     ax.tick_params(axis="y", rotation=0)
