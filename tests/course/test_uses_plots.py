@@ -61,7 +61,13 @@ def test_the_best_rate_of_each_method_has_a_frame():
     _, ax = plt.subplots()
     table = pd.DataFrame({0.01: [70.0, 60.0], 0.1: [65.0, 61.5], 0.3: [float("nan"), 1.0]}, index=["er", "gem"])
     uses_plots.best_of_each_row(ax, table)
-    assert [text.get_text() for text in ax.texts] == ["70.0", "65.0", "60.0", "61.5", "1.0"]  # er left the finite numbers at 0.3
+    assert [text.get_text() for text in ax.texts] == [
+        "70.0",
+        "65.0",
+        "60.0",
+        "61.5",
+        "1.0",
+    ]  # er left the finite numbers at 0.3
     assert [(round(frame.get_x()), round(frame.get_y())) for frame in ax.patches] == [(0, 0), (1, 1)]
     assert [label.get_text() for label in ax.get_yticklabels()] == ["er", "gem"]
 
