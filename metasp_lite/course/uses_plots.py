@@ -7,8 +7,9 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
+from matplotlib.ticker import NullLocator
 
-from metasp_lite.course.plots import BLUE, BROWN, GREEN, LINES, ORANGE, moved_apart
+from metasp_lite.course.plots import BLUE, BROWN, GREEN, LINES, ORANGE
 from metasp_lite.course.stage_plots import named_lines
 from metasp_lite.doors import typed
 
@@ -121,7 +122,9 @@ def gain_against_dose(
 
 @typed
 def cost_against_accuracy(ax: Axes, costs: Mapping[str, float], accuracies: Mapping[str, Interval]) -> None:
-    """Draw each method's accuracy with its interval over what its run costs, on a log scale, and its name beside it.
+    """Draw each method's accuracy with its interval over what its run costs, on a log scale.
+
+    Names stand above and below in turn, so that those of neighbours do not meet.
 
     Raises:
         ValueError: when one of the two lacks a method of the other.
@@ -130,11 +133,14 @@ def cost_against_accuracy(ax: Axes, costs: Mapping[str, float], accuracies: Mapp
         raise ValueError(f"{odd[0]} has a cost or an accuracy, not both; give both of each method")
     rows = np.array([accuracies[name] for name in costs])
     ax.errorbar(list(costs.values()), rows[:, 0], _arms(rows), fmt="o", color=BLUE, capsize=2)
-    order = sorted(costs, key=lambda name: accuracies[name][0])
-    heights = moved_apart(np.array([accuracies[name][0] for name in order]), 0.05 * float(np.ptp(rows)))
-    for name, height in zip(order, heights, strict=True):
-        ax.annotate(name, (costs[name] * 1.06, height), fontsize=9, va="center")
+    for rank, name in enumerate(sorted(costs, key=lambda each: costs[each])):
+        end, shift, side = ((2, 4, "bottom"), (1, -4, "top"))[rank % 2]
+        place, words = (costs[name], accuracies[name][end]), {"fontsize": 9, "rotation": 55, "va": side}
+        ax.annotate(name, place, (0, shift), textcoords="offset points", ha=("left", "right")[rank % 2], **words)
     ax.set(xscale="log", xlabel="operations of a run, in runs of ER", ylabel="$A_\\infty$ (%)")
+    ax.set_xticks([0.5, 1, 2, 4], ["0.5", "1", "2", "4"], minor=False)
+    ax.xaxis.set_minor_locator(NullLocator())
+    ax.margins(y=0.25)
 
 
 @typed
