@@ -114,8 +114,20 @@ def gain_against_dose(
     for number, (name, row) in enumerate(controls.items()):
         place, colour = max(at) * (1.12 + 0.13 * number), colours[number % len(colours)]
         ax.errorbar([place], [row[0]], _arms(np.array([row])), color=colour, marker="s", capsize=3)
-        ax.annotate(name, (place, row[2]), (0, 5), textcoords="offset points", color=colour, fontsize=8, rotation=60)
-    ax.annotate("too small to be detected", (0, -detectable), (2, 3), textcoords="offset points", fontsize=8)
+        ax.annotate(
+            name,
+            (place, row[1]),
+            (0, -5),
+            textcoords="offset points",
+            color=colour,
+            fontsize=8,
+            rotation=60,
+            ha="right",
+            va="top",
+        )
+    words = {"textcoords": "offset points", "fontsize": 8, "ha": "right", "va": "top"}
+    ax.annotate("too small to be detected", (max(at), detectable), (0, -3), **words)
+    ax.margins(x=0.08, y=0.15)
     ax.set_xticks(at, [f"{dose:g}" for dose in at])
     ax.set(xlabel="dose (0: plain weights)", ylabel="gain in $A_\\infty$, points")
 
