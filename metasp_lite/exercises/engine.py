@@ -70,13 +70,16 @@ class Exercise:
         for arguments in instances:
             try:
                 result = answer(*map(_copied, arguments))
-                if result is ... or result is None:
-                    return _Verdict(None, "not answered yet")
-                results.append(_numbers(self.seen(_numbers(result), *arguments)))
             except Exception as error:  # whatever a learner's code raises is theirs to read
-                if "ellipsis" in str(error).lower():  # an open hole has gone into something
-                    return _Verdict(None, "not answered yet")
-                return _Verdict(False, f"not yet: your code stops with {type(error).__name__}: {error}")
+                return _stopped(error, f"your code stops with {type(error).__name__}: {error}")
+            if result is ... or result is None:
+                return _Verdict(None, "not answered yet")
+            if hasattr(result, "_fields"):  # a named tuple, such as min_norm_pair returns
+                return _Verdict(False, f"not yet: return one of {', '.join(result._fields)}, not all of them")
+            try:
+                results.append(_numbers(self.seen(_numbers(result), *arguments)))
+            except Exception as error:  # a text, say, or vectors of different lengths
+                return _stopped(error, "the result is no vector or number of the right shape")
         return self._verdict(instances, results)
 
     def _verdict(self, instances: list[Arguments], results: list[Tensor]) -> _Verdict:
@@ -89,7 +92,8 @@ class Exercise:
         failed = next(k for k, pair in enumerate(zip(results, truths, strict=True)) if not _alike(*pair))
         got, true = results[failed], truths[failed]
         if got.numel() != true.numel():
-            return _Verdict(False, f"not yet: {got.numel()} numbers where {true.numel()} are asked for")
+            entries = "1 entry" if got.numel() == 1 else f"{got.numel()} entries"
+            return _Verdict(False, f"not yet: the result has {entries}, and {true.numel()} would be right")
         if not got.isfinite().all():
             return _Verdict(False, "not yet: not a finite number in one of the cases; is something divided by zero?")
         misses = sum(not _alike(*pair) for pair in zip(results, truths, strict=True))
@@ -97,6 +101,13 @@ class Exercise:
 
     def _all(self, function: Callable[..., Any], instances: list[Arguments]) -> list[Tensor]:
         return [_numbers(self.seen(_numbers(function(*each)), *each)) for each in instances]
+
+
+def _stopped(error: Exception, text: str) -> _Verdict:
+    """Return the verdict on an answer that raised: an open hole that has gone into something is no error."""
+    if "ellipsis" in str(error).lower():
+        return _Verdict(None, "not answered yet")
+    return _Verdict(False, f"not yet: {text}")
 
 
 def _copied(argument: Any) -> Any:

@@ -12,9 +12,9 @@ def _scores_and_n(draw: Generator, _: int) -> Arguments:
     return draws.vectors(draw, n), n
 
 
-def _example(draw: Generator, _: int) -> Arguments:
-    n = draws.size(draw, 5, 20)
-    return float(torch.rand((), generator=draw, dtype=torch.float64)) - 0.5, n
+def _example(draw: Generator, number: int) -> Arguments:
+    n, sign = draws.size(draw, 5, 20), 1 if number % 2 else -1
+    return sign * float(torch.rand((), generator=draw, dtype=torch.float64)) / 2, n
 
 
 def _gradients(draw: Generator, _: int) -> Arguments:
@@ -43,6 +43,11 @@ def _all_but(n: int, i: int) -> Tensor:
     return (torch.arange(n) != i).double()
 
 
+def _second_moment(X: Tensor, i: int) -> Tensor:
+    """Return XᵀX / n without row i."""
+    return X.T @ (_all_but(len(X), i)[:, None] * X) / len(X)
+
+
 times_counted = Exercise(
     "How often does it count?",
     "An example gets the extra weight ε on top of its $\\frac1n$. How many times does it count, if a plain one counts "
@@ -58,6 +63,7 @@ def answer(epsilon, n):
         "a factor n is missing: a plain example has the weight 1/n, so measure ε in units of 1/n": lambda e, n: 1 + e,
         "that is the weight itself; divide it by the weight of a plain example": lambda e, n: 1 / n + e,
         "the sign is flipped: ε above 0 makes the example count more": lambda e, n: 1 - n * e,
+        "that is the extra alone; the example's own 1/n counts once, too": lambda e, n: n * e,
     },
     "n from 5 to 20, ε of both signs",
 )
@@ -84,6 +90,9 @@ def answer(grads, H, grad_V):
         ),
         "a factor n: the influence is a derivative by ε, which is not divided by n (leaving out is ε = −1/n)": (
             lambda grads, H, grad_V: -grads @ torch.linalg.solve(H, grad_V) / len(grads)
+        ),
+        "that is the predicted change of leaving each one out, −I/n; asked is I itself": (
+            lambda grads, H, grad_V: grads @ torch.linalg.solve(H, grad_V) / len(grads)
         ),
     },
     "5 to 12 examples, 2 to 5 parameters",
@@ -123,7 +132,7 @@ def answer(H, v, delta):
         "the damping belongs on the diagonal alone: H + δ adds it to every entry": (
             lambda H, v, delta: torch.linalg.solve(H + delta, v)
         ),
-        "the sign of the damping is flipped: it makes H larger": (
+        "damping is added to H, not subtracted": (
             lambda H, v, delta: torch.linalg.solve(H - delta * torch.eye(len(v)).to(H), v)
         ),
     },
@@ -155,6 +164,14 @@ def answer(X, y, l2, i):
         "λ is forgotten": lambda X, y, l2, i: _ridge_weighted(X, y, 0.0, _all_but(len(y), i) / len(y)),
         "a factor n: divide the sums over the examples by n, or λ counts too little": (
             lambda X, y, l2, i: _ridge_weighted(X, y, l2, _all_but(len(y), i))
+        ),
+        "example i is still on the right-hand side": (
+            lambda X, y, l2, i: torch.linalg.solve(
+                _second_moment(X, i) + l2 * torch.eye(X.shape[1]).to(X), X.T @ y / len(y)
+            )
+        ),
+        "λ belongs on the diagonal alone: a number added to a matrix goes into every entry": (
+            lambda X, y, l2, i: torch.linalg.solve(_second_moment(X, i) + l2, X.T @ (_all_but(len(y), i) * y) / len(y))
         ),
     },
     "6 to 12 examples, 2 to 4 parameters, any one of them left out",

@@ -44,7 +44,7 @@ def _between(H1: Tensor, c1: Tensor, H2: Tensor, c2: Tensor, gamma: float) -> Te
 best_share = Exercise(
     "γ* and its corner cases",
     "The share γ* of the first vector in the shortest mixture $\\gamma g_1+(1-\\gamma)g_2$ with $0\\le\\gamma\\le1$. "
-    "Mind the pair that is equal.",
+    "What do you return if $g_1=g_2$?",
     '''
 def answer(g1, g2):
     """Return γ* for two vectors (p,)."""
@@ -66,6 +66,9 @@ def answer(g1, g2):
         "the denominator is the squared length of g₂ − g₁": (
             lambda g1, g2: ((g2 - g1) @ g2 / (g2 - g1).norm()).nan_to_num(0.5).clamp(0, 1)
         ),
+        "the numerator is (g₂ − g₁)ᵀg₂; yours has the other sign": (
+            lambda g1, g2: ((g1 - g2) @ g2 / ((g2 - g1) @ (g2 - g1))).nan_to_num(0.5).clamp(0, 1)
+        ),
     },
     "an equal pair, wide and narrow angles, either one longer",
     seen=_mixture,
@@ -73,7 +76,7 @@ def answer(g1, g2):
 
 common_descent = Exercise(
     "The step that serves both",
-    "The steepest common descent direction $d^*$ of two gradients. (You may use `min_norm_pair` or your γ*.)",
+    "The steepest common descent direction $d^*$ of two gradients. (The stub gets γ* from `min_norm_pair`.)",
     '''
 def answer(g1, g2):
     """Return d* (p,)."""
@@ -127,9 +130,8 @@ def answer(H1, H2):
     _quadratics,
     lambda H1, H2: 2 / max(float(torch.linalg.matrix_norm(each, 2)) for each in (H1, H2)),
     {
-        "a factor 2 is missing: a step of 1/s_max gains most, one of 2/s_max gains nothing and loses nothing": (
-            lambda H1, H2: 1 / max(_s_max(H1), _s_max(H2))
-        ),
+        "a factor 2 is missing: at 1/s_max the guaranteed fall is largest, at 2/s_max it has shrunk to zero; the "
+        "latter is asked for": (lambda H1, H2: 1 / max(_s_max(H1), _s_max(H2))),
         "the stiffer loss decides: take the larger of the largest eigenvalues": (
             lambda H1, H2: 2 / min(_s_max(H1), _s_max(H2))
         ),
@@ -156,13 +158,12 @@ def answer(H1, c1, H2, c2, gamma):
     _valleys,
     _between,
     {
-        "the mean of both minima: it lies on the front only where both Hessians are alike": (
-            lambda H1, c1, H2, c2, gamma: gamma * c1 + (1 - gamma) * c2
-        ),
+        "that is the mean of both minima, which ignores the Hessians: set γH₁(θ − c₁) + (1 − γ)H₂(θ − c₂) to zero and "
+        "solve for θ": (lambda H1, c1, H2, c2, gamma: gamma * c1 + (1 - gamma) * c2),
         "the shares are swapped: γ belongs to the first loss": (
             lambda H1, c1, H2, c2, gamma: _between(H1, c1, H2, c2, 1 - gamma)
         ),
-        "on the right each minimum is multiplied by its Hessian": (
+        "on the right-hand side multiply each minimum by its Hessian": (
             lambda H1, c1, H2, c2, gamma: torch.linalg.solve(
                 gamma * H1 + (1 - gamma) * H2, gamma * c1 + (1 - gamma) * c2
             )

@@ -76,6 +76,12 @@ def answer(grads, theta, a, grad_V):
         "the step size is missing: an example acts through a step of size a": (
             lambda grads, theta, a, grad_V: _step_influence(grads, theta, a, grad_V) / a
         ),
+        "the step follows the mean gradient of the batch, not the sum": (
+            lambda grads, theta, a, grad_V: -a / len(grads) * grads @ grad_V(theta - a * grads.sum(0))
+        ),
+        "θ′ = θ − a × mean gradient: your step goes uphill": (
+            lambda grads, theta, a, grad_V: -a / len(grads) * grads @ grad_V(theta + a * grads.mean(0))
+        ),
     },
     "batches of 4 to 9, 2 to 5 parameters, a quadratic validation loss",
 )
@@ -102,6 +108,9 @@ def answer(I_S, I_P):
             lambda I_S, I_P: (1 - (I_S + I_P) / 2) / len(I_S)
         ),
         "that is n·w; a plain example weighs 1/n": lambda I_S, I_P: 1 - _shortest(I_S, I_P),
+        "relative does not divide by the sum; that is the way of official": (
+            lambda I_S, I_P: (1 - _shortest(I_S, I_P)) / (1 - _shortest(I_S, I_P)).sum()
+        ),
     },
     "batches of 4 to 9 with influences that disagree",
 )
@@ -112,7 +121,7 @@ official_weights = Exercise(
     "$w_i=\\frac{1-I^*_i}{\\sum_j(1-I^*_j)}$.",
     '''
 def answer(fused):
-    """Return w (n,) for a fused influence (n,); an example above 1 weighs less than nothing."""
+    """Return w (n,) for a fused influence (n,); an entry above 1 gives a negative weight."""
     w = ⟦1 - fused⟧
     return ⟦w / w.sum()⟧
 ''',
@@ -129,14 +138,17 @@ def answer(fused):
         "weights may be negative; here they were cut off at zero": (
             lambda fused: (1 - fused).clamp(min=0) / (1 - fused).clamp(min=0).sum()
         ),
+        "that divides by n, as relative does; official divides by the sum of its own weights": (
+            lambda fused: (1 - fused) / len(fused)
+        ),
     },
-    "6 to 10 influences, one of them above 1",
+    "6 to 10 influences, at least one of them above 1",
 )
 
 step_with_momentum = Exercise(
     "A step with momentum",
-    "Where does SGD with momentum lead (section 6)? $b$ is the velocity that the last step has left, $g$ the gradient "
-    "of this one.",
+    "Where does torch's SGD with momentum lead (section 6)? $b$ is the velocity that the last step has left, a sum of "
+    "gradients without the step size; $g$ is the gradient of this step.",
     '''
 def answer(theta, g, b, a, beta):
     """Return θ' (p,) after one step of size a."""
@@ -153,14 +165,21 @@ def answer(theta, g, b, a, beta):
         "the sign is flipped: the step goes against the velocity": (
             lambda theta, g, b, a, beta: theta + a * (beta * b + g)
         ),
+        "torch's velocity is βb + g; the factor 1 − β belongs to a running average, as in Adam": (
+            lambda theta, g, b, a, beta: theta - a * (beta * b + (1 - beta) * g)
+        ),
+        "here b is a sum of gradients: the step size a multiplies it too, and the step goes against it": (
+            lambda theta, g, b, a, beta: theta + beta * b - a * g
+        ),
+        "the step size a multiplies the velocity too": lambda theta, g, b, a, beta: theta - beta * b - a * g,
     },
     "2 to 5 parameters, a = 0.3, β = 0.8",
 )
 
 promised_change = Exercise(
     "What do the weights promise?",
-    "By how much, to first order, does the validation loss after a step with the weights $w$ differ from that after a "
-    "plain step? The influences are derivatives by our $E$.",
+    "To first order, what is the validation loss after a step with the weights $w$, *minus* that after a plain step? "
+    "The influences are derivatives by our $E$.",
     '''
 def answer(w, scores):
     """Return the promised change; w and scores are (n,)."""
@@ -172,9 +191,8 @@ def answer(w, scores):
     {
         "a factor n: our E counts in plain weights, E = n·w − 1": lambda w, scores: (w - 1 / len(w)) @ scores,
         "subtract the plain step: its weights of 1/n promise nothing": lambda w, scores: len(w) * w @ scores,
-        "the sign is flipped: more weight on an example whose influence is negative lowers the loss": (
-            lambda w, scores: -(len(w) * w - 1) @ scores
-        ),
+        "the sign is flipped: asked is the weighted step's loss minus the plain step's; more weight on an example with "
+        "negative influence lowers it": (lambda w, scores: -(len(w) * w - 1) @ scores),
     },
     "batches of 4 to 9, weights of about 1/n",
 )

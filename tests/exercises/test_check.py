@@ -86,8 +86,24 @@ def test_an_answer_that_writes_into_its_arguments_does_not_spoil_the_check():
 
 
 def test_the_wrong_count_and_a_division_by_zero_are_named():
-    assert "1 numbers where" in repr(check.predicted_change(lambda scores, n: scores.sum(), seed=0))
+    assert "the result has 1 entry, and" in repr(check.predicted_change(lambda scores, n: scores.sum(), seed=0))
     assert "divided by zero" in repr(check.predicted_change(lambda scores, n: scores / 0, seed=0))
+
+
+def test_all_fields_at_once_and_results_that_are_no_numbers_are_named():
+    whole = repr(check.best_share(min_norm_pair))
+    assert whole == f"not yet: return one of {', '.join(min_norm_pair(*torch.eye(2))._fields)}, not all of them"
+    no_numbers = "not yet: the result is no vector or number of the right shape"
+    assert repr(check.predicted_change(lambda scores, n: "a half")) == no_numbers
+    assert repr(check.best_share(lambda g1, g2: torch.ones(50))) == no_numbers
+    assert repr(check.predicted_change(lambda scores, n: [...])) == "not answered yet"
+
+
+def test_both_signs_of_the_extra_weight_are_tried():
+    for seed in SEEDS:
+        tried = []
+        check.times_counted(lambda epsilon, n, tried=tried: tried.append(epsilon) or 0.0, seed=seed)
+        assert min(tried) < 0 < max(tried)
 
 
 # --- in the notebooks ---------------------------------------------------------------------------------------------
