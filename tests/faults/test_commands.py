@@ -223,7 +223,7 @@ GRIDS = {  # the text of a grid, and what its refusal says
     GRID.replace('["er"]', '["mir"]')
     + "memory = 12\nmemory_batch = 4\ncandidates = 13\n": "candidates=13 is more than memory=12",
     GRID.replace('["er"]', '["er", "er-late"]')
-    + "[set.er-late]\nrehearse_trusted = true\n": "er-late.*rehearse_trusted=True: the",
+    + "memory = 12\n[set.er-late]\nrehearse_trusted = true\n": "er-late.*rehearse_trusted=True: the",
     GRID + "lr = " + "1" * 5000 + "\n": "is no TOML: Exceeds the limit",
     GRID + "[set.er.lr]\nx = 1\n": "lr={'x': 1}",
     '"" = 1\n' + GRID: "'' means nothing here",
