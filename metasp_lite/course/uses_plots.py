@@ -1,6 +1,7 @@
 """What notebooks 03 and 07 draw: scores and arms with their intervals, and curves with bands."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -125,7 +126,7 @@ def gain_against_dose(
             ha="right",
             va="top",
         )
-    words = {"textcoords": "offset points", "fontsize": 8, "ha": "right", "va": "top"}
+    words: dict[str, Any] = {"textcoords": "offset points", "fontsize": 8, "ha": "right", "va": "top"}
     ax.annotate("too small to be detected", (max(at), detectable), (0, -3), **words)
     ax.margins(x=0.08, y=0.15)
     ax.set_xticks(at, [f"{dose:g}" for dose in at])
@@ -147,7 +148,8 @@ def cost_against_accuracy(ax: Axes, costs: Mapping[str, float], accuracies: Mapp
     ax.errorbar(list(costs.values()), rows[:, 0], _arms(rows), fmt="o", color=BLUE, capsize=2)
     for rank, name in enumerate(sorted(costs, key=lambda each: costs[each])):
         end, shift, side = ((2, 4, "bottom"), (1, -4, "top"))[rank % 2]
-        place, words = (costs[name], accuracies[name][end]), {"fontsize": 9, "rotation": 55, "va": side}
+        place = (costs[name], accuracies[name][end])
+        words: dict[str, Any] = {"fontsize": 9, "rotation": 55, "va": side}
         ax.annotate(name, place, (0, shift), textcoords="offset points", ha=("left", "right")[rank % 2], **words)
     ax.set(xscale="log", xlabel="operations of a run, in runs of ER", ylabel="$A_\\infty$ (%)")
     ax.set_xticks([0.5, 1, 2, 4], ["0.5", "1", "2", "4"], minor=False)
