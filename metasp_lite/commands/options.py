@@ -3,9 +3,12 @@
 import argparse
 from collections.abc import Collection, Iterable
 from pathlib import Path
+from typing import TypeVar
 
 from metasp_lite import settings
 from metasp_lite.doors import number_in
+
+_Number = TypeVar("_Number", int, float)
 
 
 def named(text: str) -> Path:
@@ -28,10 +31,7 @@ def whole(text: str) -> int:
     Raises:
         argparse.ArgumentTypeError: when it is none.
     """
-    try:
-        return number_in(text, int)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"{_short(text)} is no whole number; write it in digits, as 12") from error
+    return _read(text, int, "whole number; write it in digits, as 12")
 
 
 def number(text: str) -> float:
@@ -40,14 +40,15 @@ def number(text: str) -> float:
     Raises:
         argparse.ArgumentTypeError: when it is none.
     """
+    return _read(text, float, "number; write it in digits, as 12 or 0.5")
+
+
+def _read(text: str, kind: type[_Number], what: str) -> _Number:
     try:
-        return number_in(text, float)
+        return number_in(text, kind)
     except ValueError as error:
-        raise argparse.ArgumentTypeError(f"{_short(text)} is no number; write it in digits, as 12 or 0.5") from error
-
-
-def _short(text: str) -> str:
-    return repr(text) if len(text) <= 60 else f"{text[:57]!r}..."
+        short = repr(text) if len(text) <= 60 else f"{text[:57]!r}..."
+        raise argparse.ArgumentTypeError(f"{short} is no {what}") from error
 
 
 def require_known(asked: Iterable[str], known: Collection[str], what: str) -> None:

@@ -41,20 +41,19 @@ def wrong_labels(
     for classes, examples in tasks:
         if len(classes) < 2:
             raise ValueError(f"wrong={share}: a task of one class has no wrong label; give more classes_per_task")
-        means = {each: images[examples[labels[examples] == each]].float().mean(dim=0) for each in classes}
         for label in classes[:1] if kind == "brightest" else classes:
             members = examples[labels[examples] == label]
             count = round(share * len(members))
+            others = [other for other in classes if other != label]
             if kind == "chance":
                 chosen = members[torch.randperm(len(members), generator=draw)[:count].to(members.device)]
-                others = torch.tensor([other for other in classes if other != label])
-                new = others[torch.randint(len(others), (count,), generator=draw)]
+                new = torch.tensor(others)[torch.randint(len(others), (count,), generator=draw)]
             elif kind == "lookalikes":
-                others = torch.tensor([other for other in classes if other != label])
-                far = [(images[members].float() - means[other]).flatten(1).norm(dim=1) for other in others.tolist()]
+                means = [images[examples[labels[examples] == other]].float().mean(dim=0) for other in others]
+                far = [(images[members].float() - mean).flatten(1).norm(dim=1) for mean in means]
                 distance, nearest = torch.stack(far).min(dim=0)
                 order = distance.argsort(stable=True)[:count]
-                chosen, new = members[order], others[nearest[order].cpu()]
+                chosen, new = members[order], torch.tensor(others)[nearest[order].cpu()]
             else:
                 brightness = images[members].float().flatten(1).mean(dim=1)
                 chosen = members[brightness.argsort(descending=True, stable=True)[:count]]

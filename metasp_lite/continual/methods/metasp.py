@@ -131,6 +131,8 @@ class MetaSP(ERLate[_M_co]):
         s = self.settings
         chosen = {"gamma": s.gamma} | ({} if s.dose is None else {"dose": s.dose})
         variant: Callable[..., metasp.Fusion] = partial(_VARIANTS[s.variant], **chosen)
+        if not (s.permuted or s.leave_out):
+            return variant
         suspected = torch.isin(batch.places, self.suspects(learner))
 
         def changed(*influences_and_losses: Tensor) -> metasp.Fusion:
@@ -156,6 +158,8 @@ class MetaSP(ERLate[_M_co]):
         Among those that were scored: the share ``leave_out`` of the task with the highest means.
         """
         train = learner.task.train
+        if not self.settings.leave_out:
+            return train[:0]
         scored = train[self.scored[train] > 0]
         mean = getattr(self, self.settings.suspected_by)[scored] / self.scored[scored]
         return scored[mean.argsort(descending=True, stable=True)[: int(self.settings.leave_out * len(train))]]
