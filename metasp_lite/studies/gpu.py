@@ -25,7 +25,7 @@ from metasp_lite.continual.place import CHECKPOINT, RESULT
 from metasp_lite.continual.run import Run
 from metasp_lite.continual.training import Watcher, train
 from metasp_lite.studies import gpu_speed
-from metasp_lite.studies.training_cost import made_up_stream
+from metasp_lite.studies.training_cost import made_up_stream, through_task
 
 _CPU = torch.device("cpu")
 #: How far a step may end from the CPU's float64 step, in lengths of that step: so many roundings, 2e-12 in float64 and
@@ -129,12 +129,7 @@ class _Learner(Learner):
 def _after_one_task(name: str) -> dict:
     """Return the state of a method that has been trained on the first of two tasks, on the CPU in float32."""
     learner, method = gpu_speed.begun(gpu_speed.run_of(name, _CHANGES), made_up_stream(*_IMAGES))
-    method.begin_task(learner)
-    for epoch in range(learner.recipe.epochs):
-        learner.epoch = epoch
-        for index in learner.batches(method.examples(learner)):
-            method.step(learner, learner.batch(index))
-    method.end_task(learner)
+    through_task(learner, method)
     return {"learner": learner.state_dict(), "method": method.state_dict()}
 
 

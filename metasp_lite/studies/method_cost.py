@@ -13,6 +13,7 @@ from tqdm import tqdm
 from metasp_lite.continual import presets, streams
 from metasp_lite.continual.learner import Learner
 from metasp_lite.continual.methods import METHODS
+from metasp_lite.studies.training_cost import through_task
 
 _STREAM, _SEED, _PER_CLASS = "split-fashion-mnist", 0, 100
 
@@ -74,8 +75,4 @@ def _train(name: str, counted: AbstractContextManager) -> None:
     with counted:
         for number in range(len(learner.stream.tasks)):
             learner.task_number, learner.epoch = number, 0
-            method.begin_task(learner)
-            for learner.epoch in range(run.recipe.epochs):
-                for index in learner.batches(method.examples(learner)):
-                    method.step(learner, learner.batch(index))
-            method.end_task(learner)
+            through_task(learner, method)

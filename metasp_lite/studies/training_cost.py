@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from metasp_lite.continual.learner import Learner, Recipe
-from metasp_lite.continual.methods import METHODS
+from metasp_lite.continual.methods import METHODS, Method
 from metasp_lite.continual.methods.base import MemorySettings, Rehearsal
 from metasp_lite.continual.methods.metasp import MetaSPSettings
 from metasp_lite.continual.streams import Stream, split
@@ -75,6 +75,16 @@ def made_up_stream(
 
     train, test = images(count), images(10)
     return split(train, test, classes_per_task=classes_per_task, padding=side // 8, flip=True, device=device)
+
+
+def through_task(learner: Learner, method: Method) -> None:
+    """Train on ``learner.task`` as the trainer does, without files and without scores."""
+    method.begin_task(learner)
+    for epoch in range(learner.recipe.epochs):
+        learner.epoch = epoch
+        for index in learner.batches(method.examples(learner)):
+            method.step(learner, learner.batch(index))
+    method.end_task(learner)
 
 
 def _bare_step(stream: Stream, network: str) -> Callable[[], None]:
